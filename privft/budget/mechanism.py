@@ -1,0 +1,161 @@
+"""The one value that says what a private run does.
+
+A `Mechanism` feeds the sampler, the training loop, the accountant, the ledger and the report.
+Nothing else carries these numbers, so what is run and what is accounted for cannot drift apart
+(DESIGN.md, invariant 1).  What only changes speed lives in `training.loop.Performance`, which
+accounting never sees.
+
+An `Event` is the part of a mechanism that an accountant needs, typed and serialisable.  The two
+kinds here are those that both accountants support:
+
+    {"kind": "gaussian", "noise_multiplier": 4.0, "count": 1}
+    {"kind": "poisson-gaussian", "noise_multiplier": 1.1, "sampling_probability": 0.03, "count": 40}
+
+`noise_multiplier` is the standard deviation of the noise over the clip norm; the sensitivity of
+the clipped sum is the clip norm under add/remove adjacency and at most twice that under
+substitution, which is the accountant's business and not the event's.
+
+Unknown kinds and unknown fields are errors: what is unknown is unsupported, never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from privft.errors import AccountingError
+
+Unit = Literal["record", "subject"]
+Adjacency = Literal["add-remove", "substitute"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """`count` adaptive compositions of a Gaussian mechanism on a Poisson sample.
+
+    `sampling_probability` 1.0 is the plain Gaussian mechanism.  Only add/remove and substitution
+    of one unit are meaningful relations for it.
+    """
+
+    noise_multiplier: float
+    sampling_probability: float = 1.0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0,
+            f"expected a finite noise_multiplier > 0, got {self.noise_multiplier}",
+        )
+        _require(
+            0 < self.sampling_probability <= 1,
+            f"expected 0 < sampling_probability <= 1, got {self.sampling_probability}",
+        )
+        _require(
+            isinstance(self.count, int) and not isinstance(self.count, bool) and self.count >= 1,
+            f"expected a whole count >= 1, got {self.count!r}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as in the module's docstring."""
+        if self.sampling_probability == 1.0:
+            return {
+                "kind": "gaussian",
+                "noise_multiplier": self.noise_multiplier,
+                "count": self.count,
+            }
+        return {"kind": "poisson-gaussian", **asdict(self)}
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Event:
+        """The inverse of `to_dict`; raises `AccountingError` on anything that it does not know."""
+        given = dict(value)
+        kind = given.pop("kind", None)
+        expected = {
+            "gaussian": {"noise_multiplier", "count"},
+            "poisson-gaussian": {"noise_multiplier", "sampling_probability", "count"},
+        }.get(str(kind))
+        if expected is None:
+            raise AccountingError(f"expected a known kind of event, got {kind!r}")
+        if set(given) != expected:
+            raise AccountingError(
+                f"expected the fields {sorted(expected)} in a {kind} event, got {sorted(given)}"
+            )
+        try:
+            return Event(**given)
+        except (ValueError, TypeError) as error:
+            raise AccountingError(f"{kind} event: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """What one run does to the data, whole.
+
+    unit: whose data one guarantee protects; also what is sampled, clipped, encrypted and erased.
+    adjacency: the relation under which the guarantee is admitted (add or remove one unit).
+    sampler: every unit is included in every step by its own coin of `sampling_probability`.
+    noise_multiplier: standard deviation of the noise in units of `clip_norm`.
+    clip_norm: largest l2 norm that one unit's gradient may have, over all trained parameters.
+    steps: how many noisy steps there are, empty samples included.
+    expected_batch_size: the divisor of the noisy sum; declared, never the realised size.
+    normaliser: says so in words, because reports quote it.
+    """
+
+    unit: Unit
+    adjacency: Literal["add-remove"] = "add-remove"
+    sampler: Literal["poisson"] = "poisson"
+    sampling_probability: float
+    noise_multiplier: float
+    clip_norm: float
+    steps: int
+    expected_batch_size: float
+    normaliser: Literal["expected-batch-size"] = "expected-batch-size"
+
+    def __post_init__(self) -> None:
+        _require(self.unit in ("record", "subject"), f"expected a known unit, got {self.unit!r}")
+        _require(
+            (self.adjacency, self.sampler, self.normaliser)
+            == ("add-remove", "poisson", "expected-batch-size"),
+            "expected add-remove adjacency, a poisson sampler and the expected batch size as "
+            f"divisor, got {self.adjacency!r}, {self.sampler!r}, {self.normaliser!r}",
+        )
+        _require(
+            math.isfinite(self.clip_norm) and self.clip_norm > 0,
+            f"expected a finite clip_norm > 0, got {self.clip_norm}",
+        )
+        _require(
+            math.isfinite(self.expected_batch_size) and self.expected_batch_size > 0,
+            f"expected expected_batch_size > 0, got {self.expected_batch_size}",
+        )
+        self.event()  # checks the other three
+
+    def event(self) -> Event:
+        """The whole run as one accounting event."""
+        return Event(
+            noise_multiplier=self.noise_multiplier,
+            sampling_probability=self.sampling_probability,
+            count=self.steps,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, fit for canonical JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Mechanism:
+        """The inverse of `to_dict`; unknown or missing fields are errors."""
+        names = {field.name for field in fields(Mechanism)}
+        if set(value) != names:
+            raise AccountingError(
+                f"expected the fields {sorted(names)} in a mechanism, got {sorted(value)}"
+            )
+        try:
+            return Mechanism(**value)
+        except (ValueError, TypeError) as error:
+            raise AccountingError(f"mechanism: {error}") from error
