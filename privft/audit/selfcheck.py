@@ -1,0 +1,287 @@
+"""The attack on the mechanism itself: gradient canaries through the very same training loop.
+
+Attacks on a large model are blunt; they would miss noise at half its scale.  Here the loop that
+trains real models (`training.loop.train`, with its sampler, its clipping, its noise) trains a
+probe whose gradients are known exactly, on generated data, and the attacker sees everything.
+
+The probe is a linear layer of one weight a canary.  A canary's gradient lies on its own weight
+alone (a Dirac canary, Nasr et al. 2023, arXiv 2302.07956) and is larger than the clip norm C, so
+each of T full-batch steps adds exactly C to that weight if the canary is in, and noise of
+standard deviation sigma*C in any case.  The final weight tells in from out by a shift of
+mu = sqrt(T)/sigma standard deviations, which is all that the Gaussian mechanism gives away.
+Canaries have disjoint weights, so every weight of every run is one independent sample.  Beside
+them take part: units of several records, units that dwarf the clip norm, one with a gradient that
+is not a number; and a second layer that receives noise only.
+
+    shift           the lower bound on mu reaches its share of the theory (the attack sees the
+                    mechanism) and does not exceed the theory (the mechanism keeps its claim)
+    noise           the spread of pure noise is sigma*C*sqrt(T), neither less nor more
+    independence    noise on two parameters of one shape is uncorrelated, and so is that of two
+                    runs with different secrets
+    empty           steps without any unit add noise like all others
+    sampling        batch sizes vary as independent coins make them vary
+    influence       the same run with and without one unit, under the same secret so that noise
+                    cancels: the sum moves by at most C, whatever the unit
+    own rate        one run at the run's own sampling probability, noise and steps: the one-run
+                    bounds find no violation of the claim
+
+Each check is held at the suite's `selfcheck.significance`, far below a run's own, because a check
+that cried wolf in one audit of twenty would soon be ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special
+
+from privft.audit import bounds
+from privft.audit.attacks import Claim, correct_guesses
+from privft.audit.probe import (
+    BACKGROUND,
+    CLIP_NORM,
+    SCALES,
+    Observed,
+    background,
+    observe,
+    probe_mechanism,
+    probe_unit,
+)
+from privft.audit.rates import gaussian_mu_interval, rates_from_scores
+from privft.audit.suite import SelfcheckSpec
+from privft.budget.mechanism import Mechanism
+from privft.randomness import KeyedStreams
+
+Array = NDArray[np.float64]
+
+_MOST_STEPS = 400
+_OWN_RATE_CANARIES = 400
+_OWN_RATE_GUESSES = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One measured property of the mechanism; `detail` says what was measured and how surely."""
+
+    check: str
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that a report shows."""
+        return {"check": self.check, "ok": self.ok, "detail": self.detail}
+
+
+def check_mechanism(
+    spec: SelfcheckSpec, secret: bytes, *, mechanism: Mechanism, claim: Claim
+) -> list[Check]:
+    """All checks, in the order of the module's docstring.
+
+    secret: 32 fresh bytes; the checks touch no data.
+    mechanism, claim: the run's own, for the check at its own sampling probability.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only loses time to more
+    try:
+        return _checks(spec, secret, mechanism, claim)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _checks(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Claim) -> list[Check]:
+    full = probe_mechanism(spec.noise_multiplier, 1.0, spec.steps)
+    coins = KeyedStreams(secret).stream("selfcheck.coins")
+    included = [coins.coins(spec.canaries) for _ in range(spec.runs)]
+    seen = [
+        observe(full, inside, _streams(secret, f"run:{i}"), units=background())
+        for i, inside in enumerate(included)
+    ]
+    return [
+        _shift(spec, full, included, seen),
+        _noise(spec, full, seen),
+        _independence(spec, seen),
+        _empty(spec, full, secret),
+        _sampling(spec, secret),
+        _influence(full, secret),
+        _own_rate(spec, secret, mechanism, claim),
+    ]
+
+
+def _streams(secret: bytes, label: str) -> KeyedStreams:
+    """Streams of one tiny run: a secret of its own, derived from the check's."""
+    return KeyedStreams(KeyedStreams(secret).stream("selfcheck.run", label=label).bytes(32))
+
+
+def _shift(
+    spec: SelfcheckSpec,
+    mechanism: Mechanism,
+    included: Sequence[NDArray[np.bool_]],
+    seen: Sequence[Observed],
+) -> Check:
+    scores = np.concatenate([one.signal[BACKGROUND:] for one in seen])
+    inside = np.concatenate(included)
+    theory = math.sqrt(mechanism.steps) / mechanism.noise_multiplier
+    interval = gaussian_mu_interval(scores[inside], scores[~inside], significance=spec.significance)
+    rates = rates_from_scores(scores[inside], scores[~inside], significance=spec.significance)
+    seen_enough = interval.lower >= spec.share_of_theory * theory
+    keeps_claim = max(interval.lower, rates.mu) <= theory
+    return Check(
+        check="white-box attack on the mechanism at full batch",
+        ok=seen_enough and keeps_claim,
+        detail=(
+            f"mu is {theory:.3f} in theory; lower bound {interval.lower:.3f}, estimate "
+            f"{interval.estimate:.3f}, from {len(scores)} scores assumed normal with one spread; "
+            f"without that assumption {rates.mu:.3f} ({rates.correction}); "
+            f"significance {spec.significance:g}"
+        ),
+    )
+
+
+def _spread(values: Array, expected: float, significance: float) -> tuple[bool, str]:
+    """Whether normal values of mean 0 have this spread: a two-sided chi-square test."""
+    statistic = float(np.sum(np.square(values / expected)))
+    low = float(special.chdtri(len(values), 1 - significance / 2))
+    high = float(special.chdtri(len(values), significance / 2))
+    measured = math.sqrt(statistic / len(values))
+    return low <= statistic <= high, (
+        f"{measured:.4f} of what it should be, from {len(values)} values "
+        f"({math.sqrt(low / len(values)):.3f} to {math.sqrt(high / len(values)):.3f} allowed)"
+    )
+
+
+def _noise(spec: SelfcheckSpec, mechanism: Mechanism, seen: Sequence[Observed]) -> Check:
+    expected = mechanism.noise_multiplier * mechanism.clip_norm * math.sqrt(mechanism.steps)
+    values = np.concatenate([one.quiet for one in seen])
+    ok, detail = _spread(values, expected, spec.significance)
+    return Check(check="scale of the noise", ok=ok, detail=f"spread {detail}")
+
+
+def _independence(spec: SelfcheckSpec, seen: Sequence[Observed]) -> Check:
+    """Correlations of pure noise: background weights have signal, so canaries' alone are used."""
+    quiet = np.stack([one.quiet for one in seen])
+    between_runs = float(np.mean(quiet[:-1] * quiet[1:]) / np.mean(quiet**2))
+    centred = np.concatenate([one.signal[BACKGROUND:] for one in seen])
+    centred = centred - centred.mean()
+    beside = quiet[:, BACKGROUND:].ravel()
+    between_layers = float(
+        np.mean(centred * beside) / math.sqrt(np.mean(centred**2) * np.mean(beside**2))
+    )
+    allowed = float(special.ndtri(1 - spec.significance / 4))
+    largest = max(
+        abs(between_runs) * math.sqrt(quiet[1:].size), abs(between_layers) * math.sqrt(beside.size)
+    )
+    return Check(
+        check="independence of the noise",
+        ok=largest <= allowed,
+        detail=(
+            f"correlation {between_layers:+.4f} between two parameters, {between_runs:+.4f} "
+            f"between runs: {largest:.2f} standard errors, {allowed:.2f} allowed"
+        ),
+    )
+
+
+def _empty(spec: SelfcheckSpec, mechanism: Mechanism, secret: bytes) -> Check:
+    nobody = np.zeros(spec.canaries, dtype=np.bool_)
+    seen = [
+        observe(mechanism, nobody, _streams(secret, f"empty:{i}"), units=())
+        for i in range(max(4, spec.runs // 2))
+    ]
+    expected = mechanism.noise_multiplier * mechanism.clip_norm * math.sqrt(mechanism.steps)
+    values = np.concatenate([np.concatenate([one.signal, one.quiet]) for one in seen])
+    ok, detail = _spread(values, expected, spec.significance)
+    return Check(check="steps on an empty sample add noise", ok=ok, detail=f"spread {detail}")
+
+
+def _sampling(spec: SelfcheckSpec, secret: bytes) -> Check:
+    """Sum and spread of batch sizes over many steps, against those of independent coins."""
+    steps, probability, count = 300, 0.25, 64
+    everyone = np.ones(count, dtype=np.bool_)
+    mechanism = probe_mechanism(spec.noise_multiplier, probability, steps)
+    seen = observe(mechanism, everyone, _streams(secret, "sampling"), units=())
+    sizes = np.array(seen.batch_sizes, dtype=np.float64)
+    deviation = (sizes - count * probability) / math.sqrt(count * probability * (1 - probability))
+    spread_ok, detail = _spread(deviation, 1.0, spec.significance / 2)
+    drift = float(deviation.sum() / math.sqrt(steps))
+    allowed = float(special.ndtri(1 - spec.significance / 4))
+    # What a canary's weight gained counts its own coins; equal gains mean dealt-out batches.
+    gained = (seen.signal[BACKGROUND:] / CLIP_NORM - steps * probability) / math.sqrt(
+        steps * (probability * (1 - probability) + spec.noise_multiplier**2)
+    )
+    own_ok, own = _spread(gained, 1.0, spec.significance / 2)
+    return Check(
+        check="sampling by independent coins",
+        ok=spread_ok and own_ok and abs(drift) <= allowed and len(sizes) == steps,
+        detail=(
+            f"spread of batch sizes {detail}; of a unit's own count {own}; "
+            f"drift {drift:+.2f} standard errors, {allowed:.2f} allowed"
+        ),
+    )
+
+
+def _influence(mechanism: Mechanism, secret: bytes) -> Check:
+    """Neighbouring runs under one secret: what is left of the difference is one unit."""
+    one_step = probe_mechanism(mechanism.noise_multiplier, 1.0, 1)
+    width = np.zeros(4, dtype=np.bool_)
+    streams = _streams(secret, "influence")
+    without = observe(one_step, width, streams, units=background())
+    largest = 0.0
+    for scale in range(len(SCALES)):
+        for records in (1, 2, 4):
+            more = probe_unit("one more", 0, scale=scale, records=records)
+            with_it = observe(one_step, width, streams, units=[*background(), more])
+            moved = np.concatenate([with_it.signal - without.signal, with_it.quiet - without.quiet])
+            size = float(np.linalg.norm(moved))
+            largest = max(largest, size if math.isfinite(size) else math.inf)
+    ratio = largest / mechanism.clip_norm
+    return Check(
+        check="influence of one unit",
+        ok=0.5 <= ratio <= 1 + 1e-9,
+        detail=(
+            f"adding one of {3 * len(SCALES)} units moved the sum by at most {ratio:.9f} clip "
+            "norms, with one to four records, gradients up to a million clip norms, and NaN"
+        ),
+    )
+
+
+def _own_rate(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Claim) -> Check:
+    """Fewer steps than the run's only make the attack weaker, so the claim must hold for them."""
+    steps = min(mechanism.steps, _MOST_STEPS)
+    tiny = probe_mechanism(mechanism.noise_multiplier, mechanism.sampling_probability, steps)
+    streams = _streams(secret, "own rate")
+    included = KeyedStreams(secret).stream("selfcheck.own-rate").coins(_OWN_RATE_CANARIES)
+    seen = observe(tiny, included, streams, units=background())
+    correct = correct_guesses(seen.signal[BACKGROUND:], included, _OWN_RATE_GUESSES)
+    rejected = bounds.fdp_rejects(
+        claim.own_curve(),
+        canaries=_OWN_RATE_CANARIES,
+        guesses=_OWN_RATE_GUESSES,
+        correct=correct,
+        significance=spec.significance,
+    )
+    lower, ceiling = (
+        bounds.fdp_gaussian_epsilon(
+            canaries=_OWN_RATE_CANARIES,
+            guesses=_OWN_RATE_GUESSES,
+            correct=right,
+            delta=claim.delta,
+            significance=spec.significance,
+        )
+        for right in (correct, _OWN_RATE_GUESSES)
+    )
+    return Check(
+        check="white-box attack at the run's own sampling probability",
+        ok=not rejected,
+        detail=(
+            f"one run of {steps} steps with {_OWN_RATE_CANARIES} gradient canaries: {correct} of "
+            f"{_OWN_RATE_GUESSES} guesses right; epsilon at least {lower:.2f} by the f-DP bound on "
+            f"Gaussian curves (a perfect attack: {ceiling:.2f}), claimed {claim.epsilon:.2f}; the "
+            f"claimed curve is {'contradicted' if rejected else 'not contradicted'} at "
+            f"significance {spec.significance:g}"
+        ),
+    )

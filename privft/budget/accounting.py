@@ -1,0 +1,403 @@
+"""What a list of events costs: epsilon by two accountants, and the trade-off curve.
+
+Two independent accountants of dp_accounting look at everything that both support:
+
+* **PLD** (privacy loss distributions; Doroshenko et al. 2022, "Connect the dots") is the one whose
+  number is stated.  Losses are discretised so that every estimate is pessimistic: a coarse grid
+  costs sharpness, never truth.  Up to 8 different events are composed on a grid of 1e-4, up to 64
+  on 1e-3, more on 2e-3; equal events are merged first.
+* **RDP** (Renyi differential privacy; Mironov 2017, Mironov, Talwar and Zhang 2019) is looser and
+  shares none of that code.  PLD above RDP by more than `TOLERANCE` means that one of them is wrong,
+  and so does anything negative, infinite or NaN: an `AccountingError`, never a warning.
+
+Under **substitution** of one unit, RDP does not support Poisson sampling, so `epsilon_rdp` is None
+with a reason and PLD is held against itself on two grids.  (The same event then means the pair of
+distributions that differ by twice the clip norm, as dp_accounting's REPLACE_ONE has it.)
+
+Calibration searches on the coarse grid, confirms on the fine one, and returns a value that lies on
+the private side: the returned noise is rounded up, the returned steps down, and `cost` of the
+result is at most the target.
+
+dp_accounting and riskcal are imported where they are used (1 second): importing this room is free.
+Everything expensive is cached in the process, keyed by the event.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from privft.budget.filter import rdp as rdp
+from privft.budget.mechanism import Adjacency, Event
+from privft.errors import AccountingError
+
+FINE, COARSE, COARSEST = 1e-4, 1e-3, 2e-3
+TOLERANCE = 2e-3  # absolute, and half of it again relative
+_FEW_ORDERS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
+_CHECKED_ORDERS = (2.0, 8.0, 32.0)
+_SUBSTITUTE_NOTE = "no RDP accountant for Poisson sampling under substitution; PLD on two grids"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a list of events costs at one delta, under one relation.
+
+    best_order: the order that gave `epsilon_rdp`; order_at_edge: whether it is the first or last
+    of the grid, so that a better one may lie outside.
+    """
+
+    epsilon_pld: float
+    epsilon_rdp: float | None
+    rdp_note: str | None = None
+    delta: float
+    adjacency: Adjacency
+    best_order: float | None = None
+    order_at_edge: bool = False
+
+    @property
+    def epsilon(self) -> float:
+        """The value to state."""
+        return self.epsilon_pld
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, fit for canonical JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeOff:
+    """Lower bound on the errors of any attack (Dong, Roth and Su 2022): FNR at each FPR.
+
+    fpr: ascending from 0 to 1; fnr: descending; both of the same length.
+    advantage: the largest TPR - FPR that any attack can have.
+    mu_nearest: the Gaussian trade-off curve that is nearest in the largest difference, which is
+    `mu_gap`: a description in one number and not a bound.
+    """
+
+    fpr: tuple[float, ...]
+    fnr: tuple[float, ...]
+    advantage: float
+    mu_nearest: float
+    mu_gap: float
+    adjacency: Adjacency
+
+    @property
+    def max_accuracy(self) -> float:
+        """The odds of winning a bet on whether one unit was in the data, at even stakes."""
+        return (1 + self.advantage) / 2
+
+    def tpr_bound(self, fpr: float) -> float:
+        """The largest TPR that an attack with this FPR can have.
+
+        Between the points of the curve it is bounded from above: the curve is convex, so its
+        neighbouring chords, drawn further, stay below it.
+        """
+        if not 0 <= fpr <= 1:
+            raise ValueError(f"expected 0 <= fpr <= 1, got {fpr}")
+        right = bisect_right(self.fpr, fpr)
+        if right == len(self.fpr) or self.fpr[right - 1] == fpr:
+            return 1 - self.fnr[right - 1]
+        lowest = self.fnr[right]
+        chords = [at for at in (right - 2, right + 1) if 0 <= at < len(self.fpr) - 1]
+        for at in chords:
+            slope = (self.fnr[at + 1] - self.fnr[at]) / (self.fpr[at + 1] - self.fpr[at])
+            lowest = max(lowest, self.fnr[at] + slope * (fpr - self.fpr[at]))
+        return min(1.0, 1 - lowest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, fit for canonical JSON."""
+        return {**asdict(self), "fpr": list(self.fpr), "fnr": list(self.fnr)}
+
+
+def merged(events: Sequence[Event]) -> tuple[Event, ...]:
+    """The same events with equal ones counted together, in a fixed order.
+
+    Guarantees: the composition is the same, since composition is commutative and associative.
+    """
+    counts: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        counts[event.noise_multiplier, event.sampling_probability] += event.count
+    return tuple(
+        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
+        for (noise, probability), count in sorted(counts.items())
+    )
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"expected 0 < delta < 1, got {delta}")
+
+
+def _grid(distinct: int) -> float:
+    return FINE if distinct <= 8 else COARSE if distinct <= 64 else COARSEST
+
+
+@lru_cache(maxsize=256)
+def _one_step(noise: float, probability: float, adjacency: Adjacency, grid: float) -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution
+
+    relations = {
+        "add-remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "substitute": NeighboringRelation.REPLACE_ONE,
+    }
+    if adjacency not in relations:
+        raise AccountingError(f"no accountant for adjacency {adjacency!r}")
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise,
+        sampling_prob=probability,
+        value_discretization_interval=grid,
+        neighboring_relation=relations[adjacency],
+    )
+
+
+@lru_cache(maxsize=256)
+def _one_event(event: Event, adjacency: Adjacency, grid: float) -> Any:
+    noise, probability, count = event.noise_multiplier, event.sampling_probability, event.count
+    if probability == 1.0:  # a sum of Gaussians is one Gaussian, without a convolution
+        return _one_step(noise / math.sqrt(count), 1.0, adjacency, grid)
+    step = _one_step(noise, probability, adjacency, grid)
+    return step if count == 1 else step.self_compose(count)
+
+
+@lru_cache(maxsize=8)
+def _composed(events: tuple[Event, ...], adjacency: Adjacency, grid: float) -> Any:
+    """The PLD of `merged` events, at least one."""
+    parts = [_one_event(event, adjacency, grid) for event in events]
+    while len(parts) > 1:  # in pairs, so that most convolutions are short
+        paired = [a.compose(b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = paired + parts[len(paired) * 2 :]
+    return parts[0]
+
+
+def _trusted(value: float, what: str) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise AccountingError(
+            f"{what} is {value}",
+            hint="more noise, fewer steps, or a delta that is not below 1e-12",
+        )
+    return float(value)
+
+
+def _epsilon_pld(
+    events: tuple[Event, ...], delta: float, adjacency: Adjacency, grid: float
+) -> float:
+    value = _composed(events, adjacency, grid).get_epsilon_for_delta(delta)
+    return _trusted(value, f"PLD epsilon at delta {delta:g}")
+
+
+def _dp_event(event: Event) -> Any:
+    import dp_accounting
+
+    step: Any = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+    if event.sampling_probability != 1.0:
+        step = dp_accounting.PoissonSampledDpEvent(event.sampling_probability, step)
+    return dp_accounting.SelfComposedDpEvent(step, event.count)
+
+
+def _steps(events: Sequence[Event]) -> int:
+    return sum(event.count for event in events)
+
+
+def _epsilon_rdp(
+    events: tuple[Event, ...], delta: float, orders: tuple[float, ...] | None = None
+) -> tuple[float, float, bool]:
+    """Epsilon, the order that gives it, and whether that is the grid's first or last."""
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(orders)
+    for event in events:
+        accountant.compose(_dp_event(event))
+    if not all(value >= 0 for value in accountant.rdp):
+        raise AccountingError("an RDP value is negative or NaN")
+    for order, theirs in zip(accountant.orders, accountant.rdp, strict=True):
+        if order in _CHECKED_ORDERS:
+            (ours,) = rdp(events, [order])
+            if not math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-12 * _steps(events)):
+                raise AccountingError(f"RDP at order {order:g} is {ours} here, {theirs} there")
+    epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+    edges = (accountant.orders[0], accountant.orders[-1])
+    return _trusted(epsilon, "RDP epsilon"), float(order), order in edges
+
+
+def cost(events: Sequence[Event], delta: float, *, adjacency: Adjacency = "add-remove") -> Cost:
+    """What the composition of `events` costs at `delta`; nothing costs nothing.
+
+    Guarantees: the mechanism is (epsilon, delta)-differentially private under `adjacency`, also
+    when each event was fixed only after the earlier ones had answered, but with parameters that
+    did not depend on the answers; parameters that did are the filter's business.
+    Raises `AccountingError` when the accountants disagree or one gives what cannot be.
+    """
+    _check_delta(delta)
+    return _cost(merged(events), delta, adjacency)
+
+
+@lru_cache(maxsize=256)
+def _cost(events: tuple[Event, ...], delta: float, adjacency: Adjacency) -> Cost:
+    answer = partial(Cost, delta=delta, adjacency=adjacency)
+    if not events:
+        return answer(epsilon_pld=0.0, epsilon_rdp=0.0, rdp_note="nothing was run")
+    grid = _grid(len(events))
+    pld = _epsilon_pld(events, delta, adjacency, grid)
+    if adjacency == "substitute":
+        other = _epsilon_pld(events, delta, adjacency, 10 * grid)
+        check_agreement(pld, other, f"PLD on a grid of {grid:g}", f"PLD on {10 * grid:g}")
+        return answer(epsilon_pld=pld, epsilon_rdp=None, rdp_note=_SUBSTITUTE_NOTE)
+    looser, best, edge = _epsilon_rdp(events, delta)
+    check_agreement(pld, looser, "PLD", "RDP")
+    return answer(epsilon_pld=pld, epsilon_rdp=looser, best_order=best, order_at_edge=edge)
+
+
+def check_agreement(sharper: float, looser: float, sharp_name: str, loose_name: str) -> None:
+    """Raise `AccountingError` when the sharper of two upper bounds is above the looser one."""
+    allowed = TOLERANCE + TOLERANCE / 2 * looser
+    if not sharper <= looser + allowed:
+        raise AccountingError(
+            f"{sharp_name} says epsilon {sharper:.6g} and {loose_name} {looser:.6g}, "
+            f"{sharper - looser:.2g} apart where {allowed:.2g} is allowed",
+            hint="one accountant is wrong about these events: do not run them, report them",
+        )
+
+
+def delta_for(
+    events: Sequence[Event], epsilon: float, *, adjacency: Adjacency = "add-remove"
+) -> float:
+    """The delta at which the composition of `events` has this epsilon, by PLD."""
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"expected a finite epsilon >= 0, got {epsilon}")
+    parts = merged(events)
+    if not parts:
+        return 0.0
+    value = _composed(parts, adjacency, _grid(len(parts))).get_delta_for_epsilon(epsilon)
+    return min(1.0, _trusted(float(value), f"PLD delta at epsilon {epsilon:g}"))
+
+
+def calibrate_noise(
+    *,
+    target_epsilon: float,
+    delta: float,
+    sampling_probability: float,
+    steps: int,
+    adjacency: Adjacency = "add-remove",
+) -> float:
+    """The least noise multiplier, to about one part in a thousand, that meets the target.
+
+    Guarantees: `cost` of the result is at most `target_epsilon`.
+    """
+    _check_target(target_epsilon, delta)
+
+    from scipy.optimize import brentq
+
+    def event(noise: float) -> Event:
+        return Event(noise_multiplier=noise, sampling_probability=sampling_probability, count=steps)
+
+    def log_excess(log_noise: float, grid: float = COARSE) -> float:  # nearly a straight line
+        pld = _composed((event(math.exp(log_noise)),), adjacency, grid)
+        epsilon = max(pld.get_epsilon_for_delta(delta), 1e-9)
+        return min(math.log(epsilon / target_epsilon), 99.0)
+
+    # bracket from the RDP answer, which is cheap and on the private side of PLD's
+    high = math.log(0.1)
+    while _epsilon_rdp((event(math.exp(high)),), delta, _FEW_ORDERS)[0] > target_epsilon:
+        high += 0.25
+    while log_excess(high) > 0:  # substitution, of which RDP knows nothing, needs more
+        high += 0.5
+    low = high - 0.4
+    while log_excess(low) <= 0 and low > -4:
+        low, high = low - 0.4, low
+    if log_excess(low) > 0 > log_excess(high) + 5e-4:
+        high = brentq(lambda x: log_excess(x) + 5e-4, low, high, xtol=2e-4)
+    noise = math.exp(high)
+    for _ in range(6):  # confirm on the fine grid, and follow it where the coarse one misleads
+        noise = math.ceil(noise * 1e4) / 1e4
+        fine = log_excess(math.log(noise), FINE)
+        if -5e-3 <= fine <= 0:
+            break
+        noise *= math.exp(fine + 1e-3)
+    while cost([event(noise)], delta, adjacency=adjacency).epsilon > target_epsilon:
+        noise = math.ceil(noise * 1.002 * 1e4) / 1e4
+    return noise
+
+
+def max_steps(
+    *,
+    target_epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    sampling_probability: float,
+    adjacency: Adjacency = "add-remove",
+) -> int:
+    """The most steps that meet the target, 0 when not even one does (at most 2**24).
+
+    Guarantees: `cost` of that many steps is at most `target_epsilon`, of one more above it.
+    """
+    _check_target(target_epsilon, delta)
+
+    def fits(steps: int, grid: float) -> bool:
+        event = Event(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            count=steps,
+        )
+        pld = _composed((event,), adjacency, grid)
+        return bool(pld.get_epsilon_for_delta(delta) <= target_epsilon)
+
+    most = 1
+    while most <= 1 << 24 and fits(most, COARSE):
+        most *= 2
+    low, high = most // 2, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle, COARSE) else (low, middle)
+    while low and not fits(low, FINE):
+        low -= max(1, low // 1000)
+    while low < 1 << 24 and fits(low + 1, FINE):  # the coarse grid is the more cautious one
+        low += 1
+    return low
+
+
+def _check_target(target_epsilon: float, delta: float) -> None:
+    _check_delta(delta)
+    if not 0 < target_epsilon < math.inf:
+        raise ValueError(f"expected a finite target_epsilon > 0, got {target_epsilon}")
+
+
+def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> TradeOff:
+    """The trade-off curve of the composition of `events`, at least one.
+
+    Source: Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, through riskcal, on the same
+    pessimistic PLD that gives epsilon: no attack has a smaller FNR.
+    """
+    import numpy as np
+    from riskcal.analysis import get_beta_from_pld
+    from scipy.optimize import minimize_scalar
+    from scipy.special import ndtr, ndtri
+
+    parts = merged(events)
+    if not parts:
+        raise ValueError("expected at least one event, got none")
+    pld = _composed(parts, adjacency, _grid(len(parts)))
+    logs = np.logspace(-8, -1, 141)
+    fpr = np.unique(np.concatenate([[0.0], logs, np.linspace(0.1, 1, 181), 1 - logs]))
+    fnr = np.clip(get_beta_from_pld(pld, alpha=fpr), 0, 1 - fpr)
+    fnr = np.minimum.accumulate(fnr)
+    if not np.all(np.isfinite(fnr)):
+        raise AccountingError("a point of the trade-off curve is not a number")
+
+    def gap(mu: float) -> float:
+        return float(np.max(np.abs(fnr - ndtr(-ndtri(fpr) - mu))))
+
+    found = minimize_scalar(gap, bounds=(0, 20), method="bounded", options={"xatol": 1e-6})
+    return TradeOff(
+        fpr=tuple(fpr.tolist()),
+        fnr=tuple(fnr.tolist()),
+        advantage=min(1.0, _trusted(float(pld.get_delta_for_epsilon(0.0)), "advantage")),
+        mu_nearest=float(found.x),
+        mu_gap=gap(float(found.x)),
+        adjacency=adjacency,
+    )

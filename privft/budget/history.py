@@ -1,0 +1,369 @@
+"""What the entries of a ledger add up to, and which entry may come next.
+
+The ledger keeps no balance: a balance could be edited.  Everything that matters is a fold over the
+entries in order, kept here with no file in sight: `History.check` says whether an entry may follow
+(and raises), `History.apply` adds it.  `Ledger` checks before it writes, and `replay` checks again
+from scratch when a ledger is verified, so the two cannot come to differ.
+
+    workspace-created   first, once
+    key-added/-revoked  as `keyring` has it
+    dataset-created     a new name; a lineage that has a budget already keeps its unit and cap
+    intake, vault-*     for a data set that exists
+    run-reserved        on an existing data set, at its unit; admitted by the Renyi filter
+    run-settled         once a run; charges the mechanism's steps that ran, or all of them when the
+                        run was closed; everything else that was reserved is charged whole
+    run-audited         after settlement (again and again; the newest verdict counts)
+    run-waived          when the newest verdict is a failure
+    run-released        a completed run whose newest verdict is a pass, or is waived and in time
+    recovered           exhausts every budget that there is, for what was lost may have used it
+    run-refused, plan-approved, witnessed: at any time
+
+An entry out of order is the caller's mistake (`OrderError`), a run beyond the cap is
+`BudgetExceeded`; found in a ledger, either means that it was not made by this program.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from privft.budget.entries import Entry
+from privft.budget.filter import Admission, Cap, admit_sums, gauge, rdp, steps_that_fit
+from privft.budget.mechanism import Event, Mechanism
+from privft.errors import BudgetExceeded, IntegrityError, OrderError, PolicyRefused
+from privft.keyring import Keyring
+from privft.signing import canonical_json, sha256_hex
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run, as far as the ledger has heard of it.
+
+    reserved, settled, released: positions of entries.
+    charged: what it counts for: the reservation until settlement, then what settlement says.
+    verdict: the newest; waived_until: of a waiver of that verdict.
+    """
+
+    run: str
+    dataset: str
+    lineage: str
+    actor: str
+    steps: int
+    charged: tuple[Event, ...]
+    reserved: int
+    settled: int | None = None
+    outcome: str | None = None
+    verdict: str | None = None
+    waived_until: str | None = None
+    released: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetView:
+    """The budget of one lineage at one moment.
+
+    spent: what settled runs were charged, reserved: what open runs hold; equal events merged.
+    epsilon_spent: the filter's gauge over both (`filter` says what it means), the cap when the
+    budget is exhausted; epsilon_left: the rest of the cap.
+    digest: changes exactly when the cap, what is spent, or what is reserved does.
+    """
+
+    lineage: str
+    unit: str
+    cap: Cap
+    spent: tuple[Event, ...]
+    reserved: tuple[Event, ...]
+    exhausted: bool
+    runs: int
+    epsilon_spent: float
+    epsilon_left: float
+    digest: str
+
+
+@dataclass
+class _Budget:
+    unit: str
+    cap: Cap
+    runs: int = 0
+    exhausted: bool = False
+    spent: Counter[tuple[float, float]] = field(default_factory=Counter)
+    spent_rdp: list[float] = field(default_factory=list)  # of settled runs: only ever grows
+    open: dict[str, tuple[Event, ...]] = field(default_factory=dict)
+
+    def charge(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.spent[event.noise_multiplier, event.sampling_probability] += event.count
+        added = rdp(events, self.cap.orders)
+        self.spent_rdp = [a + b for a, b in zip(self.spent_rdp, added, strict=True)]
+
+    def reserved(self) -> list[Event]:
+        return [event for events in self.open.values() for event in events]
+
+    def committed_rdp(self) -> list[float]:
+        held = rdp(self.reserved(), self.cap.orders)
+        return [a + b for a, b in zip(self.spent_rdp, held, strict=True)]
+
+
+def merge(events: Sequence[Event]) -> Counter[tuple[float, float]]:
+    """How many steps there are of each (noise multiplier, sampling probability)."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        counts[event.noise_multiplier, event.sampling_probability] += event.count
+    return counts
+
+
+def _events(counts: Mapping[tuple[float, float], int]) -> tuple[Event, ...]:
+    return tuple(
+        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
+        for (noise, probability), count in sorted(counts.items())
+    )
+
+
+class History:
+    """The fold: grows by `apply`, asks `check` first, answers questions in between."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.last_time = ""
+        self.workspace: Mapping[str, Any] = {}
+        self.datasets: dict[str, str] = {}  # data set -> lineage
+        self.runs: dict[str, RunRecord] = {}
+        self.positions: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.recovered_notes: set[str] = set()
+        self._budgets: dict[str, _Budget] = {}
+        self._ring: list[Entry] = []
+
+    def keyring(self) -> Keyring:
+        """Everybody who is or was on the ring."""
+        return Keyring.from_entries(self._ring)
+
+    def open_runs(self) -> list[str]:
+        """The runs that are reserved and not settled, oldest first."""
+        return [run for budget in self._budgets.values() for run in budget.open]
+
+    def lineages(self) -> list[str]:
+        """Every lineage that has a budget, oldest first."""
+        return list(self._budgets)
+
+    def run(self, run: str) -> RunRecord:
+        """The record of a run; raises `OrderError` for one that was never reserved."""
+        if run not in self.runs:
+            raise OrderError(f"run {run} is not in the ledger")
+        return self.runs[run]
+
+    def budget(self, lineage: str) -> BudgetView:
+        """The budget of a lineage; raises `OrderError` when it has none."""
+        budget = self._budget(lineage)
+        spent = gauge(budget.cap, budget.committed_rdp())
+        if budget.exhausted:
+            spent = budget.cap.epsilon
+        settled, reserved = _events(budget.spent), _events(merge(budget.reserved()))
+        state = {
+            "lineage": lineage,
+            "unit": budget.unit,
+            "cap": budget.cap.to_dict(),
+            "spent": [event.to_dict() for event in settled],
+            "reserved": [event.to_dict() for event in reserved],
+            "exhausted": budget.exhausted,
+        }
+        return BudgetView(
+            lineage=lineage,
+            unit=budget.unit,
+            cap=budget.cap,
+            spent=settled,
+            reserved=reserved,
+            exhausted=budget.exhausted,
+            runs=budget.runs,
+            epsilon_spent=spent,
+            epsilon_left=max(0.0, budget.cap.epsilon - spent),
+            digest=sha256_hex(canonical_json(state)),
+        )
+
+    def admission(self, lineage: str, new: Sequence[Event]) -> Admission:
+        """What the filter says about `new` on top of all that is spent and reserved."""
+        budget = self._budget(lineage)
+        answer = admit_sums(budget.cap, budget.committed_rdp(), rdp(new, budget.cap.orders))
+        if budget.exhausted:
+            cap = budget.cap.epsilon
+            return replace(answer, admitted=False, epsilon_spent=cap, epsilon_left=0.0)
+        return answer
+
+    def _budget(self, lineage: str) -> _Budget:
+        if lineage not in self._budgets:
+            raise OrderError(f"lineage {lineage} has no budget in the ledger")
+        return self._budgets[lineage]
+
+    def check(self, entry: Entry) -> None:
+        """Return when `entry` may come next; raises as the module's docstring says."""
+        if entry.index != self.size:
+            raise OrderError(f"expected entry {self.size}, got {entry.index}")
+        if (entry.kind == "workspace-created") != (self.size == 0):
+            raise OrderError(f"a {entry.kind} entry cannot be number {entry.index}")
+        if entry.time < self.last_time:
+            raise OrderError(f"time runs back from {self.last_time} to {entry.time}")
+        body = entry.body
+        if entry.kind in ("key-added", "key-revoked"):
+            Keyring.from_entries([*self._ring, entry])
+        elif entry.kind == "dataset-created":
+            self._check_dataset(body)
+        elif entry.kind in ("intake", "vault-rotated", "vault-erased"):
+            self._check_lineage(body["dataset"], body.get("lineage"))
+        elif entry.kind == "run-reserved":
+            self._check_reservation(body)
+        elif entry.kind == "run-settled":
+            self._check_settlement(body)
+        elif entry.kind in ("run-audited", "run-waived", "run-released"):
+            self._check_verdict(entry)
+        elif entry.kind == "recovered":
+            if sorted(body["lineages"]) != sorted(self._budgets):
+                raise OrderError(
+                    f"a recovery exhausts all {len(self._budgets)} budgets, and "
+                    f"{len(body['lineages'])} are named"
+                )
+
+    def _check_dataset(self, body: Mapping[str, Any]) -> None:
+        if body["dataset"] in self.datasets:
+            raise OrderError(f"data set {body['dataset']} exists already")
+        known = self._budgets.get(body["lineage"])
+        cap = Cap.from_dict(body["cap"])
+        if known is not None and (known.unit, known.cap) != (body["unit"], cap):
+            raise PolicyRefused(
+                f"lineage {body['lineage']} has a budget of epsilon {known.cap.epsilon:g} for "
+                f"each {known.unit}, and this asks for {cap.epsilon:g} for each {body['unit']}",
+                hint="a copy joins the budget of its lineage as it is",
+            )
+
+    def _check_lineage(self, dataset: str, lineage: str | None) -> None:
+        if dataset not in self.datasets:
+            raise OrderError(f"data set {dataset} is not in the ledger")
+        if lineage not in (None, self.datasets[dataset]):
+            raise OrderError(f"data set {dataset} belongs to another lineage than {lineage}")
+
+    def _check_reservation(self, body: Mapping[str, Any]) -> None:
+        self._check_lineage(body["dataset"], body["lineage"])
+        if body["run"] in self.runs:
+            raise OrderError(f"run {body['run']} was reserved before")
+        mechanism = Mechanism.from_dict(body["mechanism"])
+        budget = self._budget(body["lineage"])
+        if mechanism.unit != budget.unit:
+            raise PolicyRefused(
+                f"this run protects each {mechanism.unit}, and the budget of {body['dataset']} is "
+                f"for each {budget.unit}"
+            )
+        events = [Event.from_dict(event) for event in body["events"]]
+        if mechanism.event() not in events:
+            raise IntegrityError(f"run {body['run']} reserves other events than its mechanism's")
+        answer = self.admission(body["lineage"], events)
+        if not answer.admitted:
+            spent = [*_events(budget.spent), *budget.reserved()]
+            steps = steps_that_fit(budget.cap, spent, mechanism.event())
+            fewer = f"{steps} steps instead of {mechanism.steps}, or more noise (privft plan --fit)"
+            raise BudgetExceeded(
+                f"this run needs epsilon {answer.epsilon_needed:.4g} and "
+                f"{answer.epsilon_left:.4g} of {budget.cap.epsilon:g} is left for "
+                f"data set {body['dataset']}",
+                hint=fewer
+                if steps and not budget.exhausted
+                else "the budget is spent: no further run on this data set is covered by its cap",
+            )
+
+    def _check_settlement(self, body: Mapping[str, Any]) -> None:
+        record = self.run(body["run"])
+        if record.settled is not None:
+            raise OrderError(f"run {record.run} was settled by entry {record.settled}")
+        if body["outcome"] == "closed" and body["steps_charged"] != record.steps:
+            raise OrderError(f"run {record.run} is closed, so all {record.steps} steps are charged")
+        expected = self.charge_for(record.run, body["steps_charged"])
+        if [Event.from_dict(event) for event in body["events"]] != list(expected):
+            raise IntegrityError(f"run {record.run} is charged for other events than it reserved")
+
+    def charge_for(self, run: str, steps: int) -> tuple[Event, ...]:
+        """What a reserved run costs when `steps` of its steps drew noise."""
+        record = self.run(run)
+        if not 0 <= steps <= record.steps:
+            raise OrderError(f"run {run} reserved {record.steps} steps, and {steps} are charged")
+        main, *others = record.charged
+        return (replace(main, count=steps), *others) if steps else tuple(others)
+
+    def _check_verdict(self, entry: Entry) -> None:
+        record = self.run(entry.body["run"])
+        if record.settled is None:
+            raise OrderError(f"run {record.run} is not settled yet")
+        if entry.kind == "run-waived" and record.verdict != "failed":
+            raise OrderError(f"run {record.run} has no failed audit to waive")
+        if entry.kind == "run-released":
+            if record.outcome != "completed":
+                raise OrderError(f"run {record.run} was {record.outcome}, not completed")
+            waived = record.waived_until is not None and entry.time < record.waived_until
+            if record.verdict != "passed" and not waived:
+                raise OrderError(f"run {record.run} has no passed audit and no waiver in time")
+
+    def apply(self, entry: Entry) -> None:
+        """Add an entry that was checked, or that a signed root vouches for."""
+        body = entry.body
+        self.positions["kind", entry.kind].append(entry.index)
+        for name in ("run", "dataset"):
+            if name in body:
+                self.positions[name, body[name]].append(entry.index)
+        if entry.kind == "workspace-created":
+            self.workspace = body
+        elif entry.kind in ("key-added", "key-revoked"):
+            self._ring.append(entry)
+        elif entry.kind == "dataset-created":
+            self._add_dataset(body)
+        elif entry.kind == "run-reserved":
+            self._add_run(entry)
+        elif entry.kind == "run-settled":
+            self._settle(entry)
+        elif entry.kind == "run-audited":
+            self._note(body["run"], verdict=body["verdict"], waived_until=None)
+        elif entry.kind == "run-waived":
+            self._note(body["run"], waived_until=body["expires"])
+        elif entry.kind == "run-released":
+            self._note(body["run"], released=entry.index)
+        elif entry.kind == "recovered":
+            self.recovered_notes.update(body["known"])
+            for lineage in body["lineages"]:
+                self._budgets[lineage].exhausted = True
+        self.size = entry.index + 1
+        self.last_time = entry.time
+
+    def _note(self, run: str, **changes: Any) -> None:
+        self.runs[run] = replace(self.runs[run], **changes)
+
+    def _add_dataset(self, body: Mapping[str, Any]) -> None:
+        self.datasets[body["dataset"]] = body["lineage"]
+        if body["lineage"] not in self._budgets:
+            cap = Cap.from_dict(body["cap"])
+            self._budgets[body["lineage"]] = _Budget(
+                unit=body["unit"], cap=cap, spent_rdp=[0.0] * len(cap.orders)
+            )
+
+    def _add_run(self, entry: Entry) -> None:
+        body = entry.body
+        main = Mechanism.from_dict(body["mechanism"]).event()
+        events = [Event.from_dict(event) for event in body["events"]]
+        events.remove(main)
+        record = RunRecord(
+            run=body["run"],
+            dataset=body["dataset"],
+            lineage=body["lineage"],
+            actor=entry.actor,
+            steps=main.count,
+            charged=(main, *events),
+            reserved=entry.index,
+        )
+        self.runs[record.run] = record
+        budget = self._budgets[record.lineage]
+        budget.open[record.run] = record.charged
+        budget.runs += 1
+
+    def _settle(self, entry: Entry) -> None:
+        body = entry.body
+        charged = self.charge_for(body["run"], body["steps_charged"])
+        budget = self._budgets[self.runs[body["run"]].lineage]
+        del budget.open[body["run"]]
+        budget.charge(charged)
+        self._note(body["run"], settled=entry.index, outcome=body["outcome"], charged=charged)

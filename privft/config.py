@@ -1,0 +1,311 @@
+"""RunConfig: one YAML file that says what a run is to do.
+
+Keys are named as in peft (`lora:`), TRL and transformers' TrainingArguments (`training:`), so that
+what people know keeps its meaning.  What is theirs but has no meaning here (`num_train_epochs`,
+`per_device_train_batch_size`, `packing`, ...) is refused with a word on what to write instead.
+
+    task: causal-lm                          # or sequence-classification
+    dataset: notes-2026                      # a vault of this workspace
+    model: {name_or_path: "builtin:smollm2-135m-instruct", dtype: bfloat16}
+    max_length: 64
+    lora: {r: 4, lora_alpha: 8, target_modules: all-linear}    # null trains a head only
+    privacy:
+      unit: subject                          # whose data one guarantee protects
+      declared_units: 3000                   # a public number, never the live count
+      target_epsilon: 3.0                    # or noise_multiplier, not both
+      max_grad_norm: 1.0
+      expected_batch_size: 96
+      max_steps: 20
+      max_records_per_unit: 4
+    training: {learning_rate: 5e-3, lr_scheduler_type: constant}
+
+Everything here is public: the file and its digest go into the plan and the report.  Nothing is
+inferred from records, so label names, lengths and the number of units stand here in so many words
+(DESIGN.md, invariant 8).  `performance:` changes how fast a run is, never what it costs.
+
+Delta.  `delta: auto` (the default) is 1/declared_units**1.1, rounded down to one significant digit:
+always below 1/declared_units, the largest value that means anything, and a number that a person can
+say aloud.  3000 units give 1e-4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from privft.signing import canonical_json
+from privft.strictyaml import Document, Strict, read_path, read_text, validate
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_MODELS = ("smollm2-135m-instruct", "all-minilm-l6-v2")
+"""Models that come as Python packages and need no network (training.basemodel knows where)."""
+
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_Positive = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+_INSTEAD = {
+    "num_train_epochs": "privacy.max_steps: under Poisson sampling steps are counted, not epochs",
+    "per_device_train_batch_size": "privacy.expected_batch_size; performance.tokens_per_microbatch "
+    "only changes memory",
+    "gradient_accumulation_steps": "privacy.expected_batch_size; microbatches follow from "
+    "performance.tokens_per_microbatch",
+    "train_batch_size": "privacy.expected_batch_size",
+    "batch_size": "privacy.expected_batch_size",
+    "max_seq_length": "max_length",
+    "epsilon": "privacy.target_epsilon",
+    "clip_norm": "privacy.max_grad_norm",
+    "max_per_sample_grad_norm": "privacy.max_grad_norm",
+    "sample_rate": "privacy.expected_batch_size and privacy.declared_units give it",
+    "packing": "nothing: packing mixes records, and a unit's gradient must be its own",
+    "trust_remote_code": "nothing: code that comes with a model is never run",
+    "push_to_hub": "nothing: privft has no network; privft release is the only exit",
+    "report_to": "nothing: privft sends nothing anywhere",
+    "bf16": "model.dtype: bfloat16",
+    "fp16": "model.dtype: bfloat16 (float16 overflows)",
+    "torch_dtype": "model.dtype",
+    "task_type": "task: causal-lm or sequence-classification",
+    "num_labels": "labels: the list of their names",
+    "load_best_model_at_end": "nothing: choosing among models by private data costs epsilon",
+}
+
+
+class ModelConfig(Strict):
+    """The pretrained model that the adapter sits on."""
+
+    name_or_path: Annotated[str, Field(min_length=1)]
+    """A folder with safetensors or GGUF weights and a tokenizer, or `builtin:NAME`."""
+    weights_sha256: _Sha256 | None = None
+    """If given, the weights must have this digest (`privft plan` prints it)."""
+    gguf_file: Annotated[str, Field(pattern=r"^[^/\\]+\.gguf$")] | None = None
+    """The GGUF file inside the folder, where the weights are quantised."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the frozen weights are held in; adapters are trained in float32."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Classification: how token states become one vector."""
+
+    @model_validator(mode="after")
+    def _known_builtin(self) -> ModelConfig:
+        if self.builtin is not None:
+            if self.builtin not in BUILTIN_MODELS:
+                known = ", ".join(BUILTIN_PREFIX + name for name in BUILTIN_MODELS)
+                raise ValueError(f"expected one of {known}, got {self.name_or_path!r}")
+            if self.gguf_file is not None:
+                raise ValueError("expected no gguf_file beside a builtin model")
+        return self
+
+    @property
+    def builtin(self) -> str | None:
+        """The name of the packaged model, or None for a folder."""
+        if self.name_or_path.startswith(BUILTIN_PREFIX):
+            return self.name_or_path.removeprefix(BUILTIN_PREFIX)
+        return None
+
+
+class LoraConfig(Strict):
+    """peft's LoraConfig, as far as privft supports it; names and meanings are peft's."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 8
+    lora_alpha: Annotated[int, Field(ge=1)] = 16
+    lora_dropout: _Share = 0.0
+    target_modules: Literal["all-linear"] | _Words = "all-linear"
+    modules_to_save: _Words | None = None
+    use_rslora: bool = False
+    layers_to_transform: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None
+    ) = None
+
+
+class PrivacyConfig(Strict):
+    """What the guarantee is about, and the numbers of the mechanism that gives it."""
+
+    unit: Literal["record", "subject"]
+    """Whose data one guarantee protects: one record, or all records of one person."""
+    declared_units: Annotated[int, Field(ge=2)]
+    """Units that sampling and delta are computed with: a public number, declared beforehand."""
+    target_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    delta: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
+    max_grad_norm: _Positive = 1.0
+    """The clip norm: the most that one unit may move the sum of gradients."""
+    expected_batch_size: _Count
+    """Units expected in a step; the sampling probability is this over declared_units."""
+    max_steps: _Count
+    max_records_per_unit: _Count | None = None
+    """For a subject: at most so many of its records take part in a step."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrivacyConfig:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("expected exactly one of target_epsilon and noise_multiplier")
+        if self.expected_batch_size > self.declared_units:
+            raise ValueError(
+                f"expected expected_batch_size of at most declared_units {self.declared_units}, "
+                f"got {self.expected_batch_size}"
+            )
+        if self.delta_value * self.declared_units >= 1:
+            raise ValueError(
+                f"expected delta below 1/declared_units = {1 / self.declared_units:.3g}, "
+                f"got {self.delta_value:.3g}"
+            )
+        if self.unit == "subject" and self.max_records_per_unit is None:
+            raise ValueError("expected max_records_per_unit, because the unit is the subject")
+        if self.unit == "record" and self.max_records_per_unit not in (None, 1):
+            raise ValueError(
+                "expected no max_records_per_unit, because the unit is the record, "
+                f"got {self.max_records_per_unit}"
+            )
+        return self
+
+    @property
+    def sampling_probability(self) -> float:
+        """The chance of each unit to be in a step."""
+        return self.expected_batch_size / self.declared_units
+
+    @property
+    def delta_value(self) -> float:
+        """Delta as a number; see the module's docstring for `auto`."""
+        return auto_delta(self.declared_units) if self.delta == "auto" else self.delta
+
+    @property
+    def records_per_unit(self) -> int:
+        """The cap on records of one unit in a step."""
+        return self.max_records_per_unit or 1
+
+
+class TrainingConfig(Strict):
+    """The optimiser and the loss; names are TrainingArguments' and TRL's."""
+
+    optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
+    learning_rate: _Positive = 1e-3
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_ratio: _Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: _Share = 0.9
+    adam_beta2: _Share = 0.999
+    adam_epsilon: _Positive = 1e-8
+    completion_only_loss: Literal[True] = True
+    """With prompt and completion, the loss is on the completion; with text, on all of it."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Initialisation only; sampling and noise never depend on it."""
+
+
+class PerformanceConfig(Strict):
+    """Speed and memory; accounting never sees any of it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tokens_per_microbatch: Annotated[int, Field(ge=8)] = 2048
+    threads: _Count | None = None
+    """CPU threads; null leaves the choice to torch."""
+    checkpoint_every: _Count = 10
+    """Steps between sealed checkpoints."""
+    gradient_checkpointing: bool = False
+
+
+class AuditConfig(Strict):
+    """The audit of the run; the policy may ask for more."""
+
+    suite: Literal["quick", "standard", "strict"] = "quick"
+
+
+class EvaluationConfig(Strict):
+    """Public records that the released model may be measured on, at no cost in privacy."""
+
+    public_file: Annotated[str, Field(min_length=1)] | None = None
+    """JSONL of the data set's own format, relative to the config's folder."""
+    max_records: _Count = 400
+
+
+class RunConfig(Strict):
+    """A run, whole; the module's docstring shows the file."""
+
+    name: _Name | None = None
+    """A label for people; it goes into the report and the model card."""
+    task: Literal["causal-lm", "sequence-classification"]
+    dataset: _Name
+    """The vault to train on, by its name in the workspace."""
+    synthetic: bool = False
+    """The records are made up; report and model card say so."""
+    model: ModelConfig
+    labels: (
+        Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)] | None
+    ) = None
+    """Classification: all label names, in the order of the logits."""
+    max_length: Annotated[int, Field(ge=8, le=65536)]
+    """Tokens that a record is cut at."""
+    lora: LoraConfig | None
+    """The adapter; null trains a classification head alone."""
+    privacy: PrivacyConfig
+    training: TrainingConfig = TrainingConfig()
+    performance: PerformanceConfig = PerformanceConfig()
+    audit: AuditConfig = AuditConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> RunConfig:
+        if self.task == "sequence-classification":
+            if self.labels is None:
+                raise ValueError(
+                    "expected labels, because the task is sequence-classification: label names "
+                    "come from here, never from the records"
+                )
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("expected each label once")
+        else:
+            if self.labels is not None:
+                raise ValueError("expected no labels, because the task is causal-lm")
+            if self.lora is None:
+                raise ValueError("expected lora, because the task is causal-lm: there is no head")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values with every default written out."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex over the canonical JSON (RFC 8785) of `to_dict`."""
+        return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
+
+
+def auto_delta(declared_units: int) -> float:
+    """1/declared_units**1.1, rounded down to one significant digit.
+
+    Guarantees: 0 < result < 1/declared_units.
+    """
+    if declared_units < 2:
+        raise ValueError(f"expected declared_units >= 2, got {declared_units}")
+    exact = declared_units**-1.1
+    exponent = math.floor(math.log10(exact))
+    # The nudge keeps exact powers (10**10 units: 1e-11) from falling to 9e-12 by rounding error.
+    digit = max(1, math.floor(exact / 10.0**exponent * (1 + 1e-12)))
+    return float(f"{digit}e{exponent}")
+
+
+def load_config(path: Path) -> RunConfig:
+    """The config in a YAML file.  Errors: `ConfigError` with file, line, key and a hint."""
+    return _of(read_path(path))
+
+
+def parse_config(text: str, *, source: str = "config") -> RunConfig:
+    """The config in a YAML text (JSON is YAML too).  Errors: as `load_config`."""
+    return _of(read_text(text, source=source))
+
+
+def _of(document: Document) -> RunConfig:
+    return validate(RunConfig, document, instead=_INSTEAD)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the file, for editors (`# yaml-language-server: $schema=...`)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **RunConfig.model_json_schema(),
+    }

@@ -1,0 +1,98 @@
+"""From a mechanism to the claim: what a statement's numbers are made with and checked with.
+
+`guarantee` computes every number of the statement's `guarantee` from the events and delta, and
+`budget` those of its `ledger` that the filter counts; the gate calls them when a statement is
+built, `report.verify` when one is checked.  `compare` says where
+two of them differ by more than numerical noise: accountants convolve by FFT, whose last digits
+differ between machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from privft.budget import accounting
+from privft.budget.filter import Cap, admit, fits
+from privft.budget.mechanism import Event, Unit
+from privft.errors import IntegrityError
+
+RELATIVE = 1e-6  # what FFTs of different machines may differ by; seen: 1e-11
+ABSOLUTE = 1e-8
+FPR_GRID = (*(10 ** (-5 + i / 12) for i in range(60)), 1.0)
+
+
+def guarantee(*, unit: Unit, events: Sequence[Event], delta: float) -> dict[str, Any]:
+    """The statement's `guarantee`, from public numbers alone; takes one to four seconds.
+
+    Guarantees: `epsilon` is the pessimistic PLD value under add/remove; no attack exceeds
+    `odds_percent` or any point of `tpr_at_fpr`.  Raises `AccountingError` where the accountants
+    disagree.
+    """
+    cost = accounting.cost(events, delta)
+    curve = accounting.tradeoff(events)
+    return {
+        "unit": unit,
+        "adjacency": "add-remove",
+        "epsilon": cost.epsilon,
+        "delta": delta,
+        "cost": cost.to_dict(),
+        "substitute": accounting.cost(events, delta, adjacency="substitute").to_dict(),
+        "odds_percent": min(100.0, max(50.0, 100 * curve.max_accuracy)),
+        "tpr_at_fpr": [[fpr, min(1.0, curve.tpr_bound(fpr))] for fpr in FPR_GRID],
+        "mu": curve.mu_nearest,
+    }
+
+
+def budget(*, cap: Cap, spent: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
+    """What the filter counts before and after a run, as the statement's `ledger` holds it.
+
+    spent: everything charged to the same lineage before this run.  events: what this run charged.
+    Raises `IntegrityError` when the filter would not have admitted the run.
+    """
+    admission = admit(cap, spent, events)
+    if not admission.admitted:
+        raise IntegrityError(
+            f"the filter does not admit this run: {admission.epsilon_after:.4g} of {cap.epsilon:g}"
+        )
+    return {
+        "before": {
+            "epsilon_spent": admission.epsilon_spent,
+            "epsilon_left": admission.epsilon_left,
+        },
+        "after": {
+            "epsilon_spent": admission.epsilon_after,
+            "epsilon_left": max(0.0, cap.epsilon - admission.epsilon_after),
+        },
+        "cap": cap.to_dict(),
+        "spent_events": [event.to_dict() for event in spent],
+        "more_runs_like_this": fits(cap, [*spent, *events], events[0]),
+    }
+
+
+def compare(stated: Any, computed: Any, where: str = "guarantee") -> list[str]:
+    """Where the two differ: paths with both values, at most ten of them; empty when they agree."""
+    if isinstance(stated, Mapping) and isinstance(computed, Mapping):
+        if set(stated) != set(computed):
+            return [f"{where}: fields {sorted(stated)} and {sorted(computed)}"]
+        pairs = [(f"{where}.{key}", stated[key], computed[key]) for key in sorted(stated)]
+    elif isinstance(stated, (list, tuple)) and isinstance(computed, (list, tuple)):
+        if len(stated) != len(computed):
+            return [f"{where}: {len(stated)} and {len(computed)} values"]
+        pairs = [
+            (f"{where}[{i}]", left, right)
+            for i, (left, right) in enumerate(zip(stated, computed, strict=True))
+        ]
+    elif _is_number(stated) and _is_number(computed):
+        close = abs(stated - computed) <= ABSOLUTE + RELATIVE * max(abs(stated), abs(computed))
+        return [] if close else [f"{where}: states {stated!r}, computed {computed!r}"]
+    else:
+        return [] if stated == computed else [f"{where}: states {stated!r}, computed {computed!r}"]
+    found: list[str] = []
+    for path, left, right in pairs:
+        found += compare(left, right, path)
+    return found[:10]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

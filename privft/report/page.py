@@ -1,0 +1,291 @@
+"""The page that a compliance officer reads: one HTML file, rendered from the statement alone.
+
+`render` is a pure function of the signed statement and of the key ids on its envelope.  The same
+two give the same bytes on every machine, which is what lets `report.verify` render the page again
+and compare.  So nothing here reads a clock, a locale, a font or a file other than the templates.
+
+The page needs no script and fetches nothing: style and charts are inline, and a Content Security
+Policy in its head forbids the rest even if a name in the statement were to carry markup past the
+escaping.  It follows the reader's dark mode, prints on A4, and its first page is written for a
+reader who knows nothing of differential privacy.
+
+Rounding goes against the claim: an epsilon that is claimed and the attacker's odds are rounded up,
+an epsilon that an attack proved is rounded down, and the exact numbers stand in the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from privft.report import plots
+from privft.report.facts import Facts
+from privft.report.findings import AuditTest, Utility
+from privft.report.hazards import Hazard, hazards
+from privft.report.statement import digest, validate
+from privft.signing import VerifyKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """One signature on the envelope, named as far as the statement itself names the key."""
+
+    keyid: str
+    name: str
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The first thing on the page: one word, its tone for the colours, and the reasons."""
+
+    word: str
+    tone: str
+    line: str
+    reasons: tuple[str, ...]
+
+
+def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = None) -> str:
+    """The report as one HTML document.
+
+    envelope: the DSSE envelope around the statement, for the list of who signed; without it the
+    page says that it is an unsigned draft.  Raises `IntegrityError` when the statement does not
+    fit its schema.
+    """
+    facts = validate(statement).predicate
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            facts=facts,
+            statement_sha256=digest(statement),
+            verdict=verdict(facts),
+            signers=signers(facts, envelope),
+            words=unit_words(facts.guarantee.unit),
+            bets=bets(facts.guarantee.odds_percent),
+            cap_odds=odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta),
+            charts=_charts(facts),
+            intervals=[accuracy_interval(test) for test in facts.audit.tests],
+            hazards=_by_layer(hazards(facts)),
+            waiting=[row for row in hazards(facts) if row.answer == "operator"],
+        )
+    )
+
+
+def verdict(facts: Facts) -> Verdict:
+    """Passed only when audit, policy, self-checks and the adapter's own check all say so."""
+    failed = [f"policy rule not met: {check.rule}" for check in facts.policy.checks if not check.ok]
+    failed += [f"self-check failed: {c.check}" for c in facts.selfcheck if not c.ok]
+    if facts.audit.verdict != "passed":
+        failed.append(f"audit suite {facts.audit.suite} failed")
+    if facts.audit.control is not None and not facts.audit.control.ok:
+        failed.append("the audit's control did not behave as it must")
+    if facts.reference_values.passed != facts.reference_values.of:
+        failed.append("the accountants do not reproduce all published values")
+    if not facts.model.adapter_moved:
+        failed.append("the adapter did not change in training")
+    if failed and facts.waivers:
+        return Verdict(
+            word="Waived",
+            tone="warn",
+            line="Not all checks passed. Two people decided to release in spite of that.",
+            reasons=tuple(failed),
+        )
+    if failed:
+        return Verdict(
+            word="Not passed",
+            tone="bad",
+            line="This run must not be released as it is.",
+            reasons=tuple(failed),
+        )
+    return Verdict(
+        word="Passed",
+        tone="good",
+        line="No check contradicts the claim made here.",
+        reasons=(
+            f"all {len(facts.policy.checks)} rules of policy “{facts.policy.name}” are met",
+            f"all {len(facts.selfcheck)} self-checks of the mechanism passed on the machine that "
+            "trained",
+            f"no attack of audit suite “{facts.audit.suite}” proved more than the claim allows "
+            f"({len(facts.audit.tests)} tried)",
+        ),
+    )
+
+
+def signers(facts: Facts, envelope: Mapping[str, Any] | None) -> list[Signer]:
+    """Who signed, in order: the run key first if it did, people by the name in the approvals."""
+    if envelope is None:
+        return []
+    run_keyid = VerifyKey.from_hex("run", facts.run.run_key).keyid
+    people = {approval.keyid: approval.name for approval in facts.approvals}
+    rows = []
+    for signature in envelope["signatures"]:
+        keyid = str(signature["keyid"])
+        if keyid == run_keyid:
+            rows.append(Signer(keyid=keyid, name=f"run key of {facts.run.id}", role="run"))
+        else:
+            rows.append(
+                Signer(keyid=keyid, name=people.get(keyid, "a further key"), role="countersigned")
+            )
+    return rows
+
+
+def unit_words(unit: str) -> dict[str, str]:
+    """How the page speaks of one unit to somebody who is one."""
+    if unit == "subject":
+        return {
+            "one": "one person, with all of that person's records",
+            "your": "your records were",
+            "short": "person",
+            "many": "people",
+        }
+    return {
+        "one": "one record",
+        "your": "your record was",
+        "short": "record",
+        "many": "records",
+    }
+
+
+def bets(percent: float) -> int:
+    """How many of 100 bets the attacker wins at most: rounded up."""
+    return min(100, math.ceil(percent - 1e-9))
+
+
+def odds_of(epsilon: float, delta: float) -> float:
+    """The best accuracy, in percent, against any (epsilon, delta) private mechanism.
+
+    With equal odds beforehand: 1/2 + (e^epsilon - 1 + 2 delta) / (2 (e^epsilon + 1)) (Kairouz, Oh,
+    Viswanath 2015, theorem 2.1: the trade-off curve's corner).
+    """
+    grown = math.exp(min(epsilon, 700.0))
+    return 100 * min(1.0, 0.5 + (grown - 1 + 2 * delta) / (2 * (grown + 1)))
+
+
+def accuracy_interval(test: AuditTest) -> tuple[float, float] | None:
+    """Wilson's 95% interval for the share of right guesses (none without guesses)."""
+    n = test.guesses
+    if n == 0:
+        return None
+    z = 1.959963984540054
+    share = test.correct / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _charts(facts: Facts) -> dict[str, Any]:
+    audit = facts.audit
+    attack = list(zip(audit.roc.fpr, audit.roc.tpr, strict=True)) if audit.roc else None
+    groups: dict[tuple[str, str], list[Utility]] = {}
+    for entry in facts.utility:
+        groups.setdefault((entry.metric, entry.unit or ""), []).append(entry)
+    return {
+        "odds": Markup(plots.odds(bets(facts.guarantee.odds_percent))),
+        "roc": Markup(
+            plots.roc(
+                facts.guarantee.tpr_at_fpr,
+                attack,
+                tested=max(test.canaries for test in audit.tests),
+            )
+        ),
+        "claim": Markup(
+            plots.claim_and_attacks(
+                facts.guarantee.epsilon,
+                [(test.kind, test.epsilon_lower, test.ceiling) for test in audit.tests],
+            )
+        ),
+        "burn": Markup(
+            plots.burn_down(
+                facts.ledger.cap.epsilon,
+                [(past.run, past.cumulative) for past in facts.ledger.history],
+            )
+        ),
+        "utility": [
+            Markup(
+                plots.dumbbells(
+                    metric,
+                    unit,
+                    [_dumbbell(entry) for entry in entries],
+                    key=f"utility-{i}",
+                )
+            )
+            for i, ((metric, unit), entries) in enumerate(groups.items())
+        ],
+    }
+
+
+def _dumbbell(entry: Utility) -> tuple[str, float, float, tuple[float, float] | None]:
+    around = None
+    if entry.interval is not None:
+        around = (entry.base + entry.interval[0], entry.base + entry.interval[1])
+    return entry.group or f"all of the {entry.source} test text", entry.base, entry.trained, around
+
+
+def _by_layer(rows: Sequence[Hazard]) -> dict[str, list[Hazard]]:
+    layers: dict[str, list[Hazard]] = {}
+    for row in rows:
+        layers.setdefault(row.layer, []).append(row)
+    return layers
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("privft.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        up=round_up, down=round_down, exact=exact, json=pretty_json, value=plain_value
+    )
+    return environment
+
+
+def round_up(value: float, digits: int = 2) -> str:
+    """A claimed or spent amount: never shown smaller than it is."""
+    scale = 10**digits
+    return f"{math.ceil(value * scale - 1e-9) / scale:.{digits}f}"
+
+
+def round_down(value: float, digits: int = 2) -> str:
+    """A proven lower bound, or what is left: never shown larger than it is."""
+    scale = 10**digits
+    return f"{math.floor(value * scale + 1e-9) / scale:.{digits}f}"
+
+
+def exact(value: float) -> str:
+    """The number as it is signed: the shortest text that reads back as the same number."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value)
+
+
+def pretty_json(value: object) -> str:
+    """Indented JSON with sorted keys, for the reader."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+def plain_value(value: object) -> str:
+    """A policy's limit or what was found, on one line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, (int, float)):
+        return exact(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(plain_value(item) for item in value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,270 @@
+"""The checks of `report.verify` that compute something again, each on its own.
+
+Every function takes what was signed, computes the same from scratch, and returns one line that
+says what it found, or raises `IntegrityError` that names the first difference with both values.
+Nothing here reads files, and nothing here needs the data, the model or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from privft.audit import bounds
+from privft.budget import accounting
+from privft.budget.filter import Cap
+from privft.budget.mechanism import Event
+from privft.errors import IntegrityError, SignatureError
+from privft.policy import PlanFacts, Policy
+from privft.policy import check as policy_check
+from privft.report import claim
+from privft.report.facts import Facts
+from privft.report.findings import AuditTest
+from privft.report.proof import ProvenLedger
+from privft.report.statement import Statement
+from privft.report.trust import TrustRoot
+from privft.signing import VerifyKey, canonical_json, sha256_hex
+
+PLAIN, CURVES = "one-run (epsilon, delta)", "one-run f-DP"
+BOUND_TOLERANCE = 1e-5  # bounds are bisected to 1e-7
+PROFILE_EPSILONS = tuple(0.05 * i for i in range(40)) + tuple(2 + 0.25 * i for i in range(57))
+
+
+def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | None) -> str:
+    """What the ledger holds on the run is what the statement says, and came in this order."""
+    if ledger is None:
+        raise IntegrityError("there is no proof of the ledger's entries")
+    facts, sha = statement.predicate, sha256_hex(payload)
+    reserved, settled = ledger.only("run-reserved"), ledger.only("run-settled")
+    audits = [entry for entry in ledger.entries if entry.kind == "run-audited"]
+    if not audits:
+        raise IntegrityError("expected a run-audited entry in the proof, got none")
+    audited, released = audits[-1], ledger.only("run-released")
+    events = [event.model_dump() for event in facts.events]
+    same: list[tuple[str, Any, Any]] = [
+        ("run", reserved.body["run"], facts.run.id),
+        ("actor", reserved.actor, facts.run.actor),
+        ("reserved_time", reserved.time, facts.run.reserved_time),
+        ("dataset", reserved.body["dataset"], facts.run.dataset),
+        ("lineage", reserved.body["lineage"], facts.run.lineage),
+        ("plan", reserved.body["plan_sha256"], facts.plan.sha256),
+        ("mechanism", reserved.body["mechanism"], facts.mechanism.model_dump()),
+        ("events", reserved.body["events"], events),
+        ("run key", reserved.body["run_key"], facts.run.run_key),
+        ("policy", reserved.body["policy_digest"], facts.policy.sha256),
+        ("config", reserved.body["config_sha256"], facts.config.sha256),
+        ("config text", sha256_hex(canonical_json(facts.config.body)), facts.config.sha256),
+        ("model", reserved.body["model_sha256"], facts.model.weights_sha256),
+        ("outcome", settled.body["outcome"], "completed"),
+        ("settled_time", settled.time, facts.run.settled_time),
+        ("settled events", settled.body["events"], events),
+        ("adapter", settled.body["adapter"], facts.model.adapter_files),
+        ("audit verdict", audited.body["verdict"], facts.audit.verdict),
+        ("audit suite", audited.body["suite"], facts.audit.suite),
+        ("audit suite's digest", audited.body["suite_digest"], facts.audit.suite_sha256),
+        ("released statement", released.body["statement_sha256"], sha),
+        *[
+            (f"run of {entry.kind}", entry.body["run"], facts.run.id)
+            for entry in ledger.entries
+            if "run" in entry.body
+        ],
+    ]
+    if not facts.waivers:
+        same.append(("audited statement", audited.body["statement_sha256"], sha))
+    waived = [
+        (e.body["reason"], e.body["expires"]) for e in ledger.entries if e.kind == "run-waived"
+    ]
+    same.append(("waivers", waived, [(w.reason, w.expires) for w in facts.waivers]))
+    for what, held, stated in same:
+        if held != stated:
+            raise IntegrityError(f"{what}: the ledger has {held!r}, the statement {stated!r}")
+    different = claim.compare(
+        reserved.body["epsilon"], facts.guarantee.cost.model_dump(), "ledger.epsilon"
+    )
+    if different:
+        raise IntegrityError(different[0])
+    if not reserved.index < settled.index < audited.index < released.index:
+        raise IntegrityError("entries of the run are in an impossible order")
+    again = f", audited {len(audits)} times" if len(audits) > 1 else ""
+    return f"reserved, settled, audited and released as stated{again}"
+
+
+def approvals_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot) -> str:
+    """Every approval in the statement is an entry of the ledger by a trusted, distinct person."""
+    facts = statement.predicate
+    names = [approval.name for approval in facts.approvals]
+    keys = [approval.keyid for approval in facts.approvals]
+    if len(set(names)) != len(names) or len(set(keys)) != len(keys):
+        raise SignatureError("one person or one key approved twice")
+    reserved = ledger.only("run-reserved")
+    entries = {
+        (e.body["approver"], e.body["signature"], e.time)
+        for e in ledger.entries
+        if e.kind == "plan-approved"
+        and e.body["plan_sha256"] == facts.plan.sha256
+        and e.index < reserved.index
+    }
+    for approval in facts.approvals:
+        if (approval.name, approval.signature, approval.time) not in entries:
+            raise SignatureError(f"the ledger has no approval by {approval.name} as stated")
+        person = trust.person(approval.name)
+        if person is None:
+            raise SignatureError(f"the trust root does not know {approval.name}")
+        if "approver" not in person.roles:
+            raise SignatureError(f"{approval.name} is no approver in the trust root")
+        if VerifyKey.from_hex(person.name, person.ed25519).keyid != approval.keyid:
+            raise SignatureError(f"{approval.name} approved with a key that is not theirs")
+    if not facts.approvals:
+        return "no approval was asked for, none is stated"
+    return f"approved by {', '.join(names)}, before the run was reserved"
+
+
+def epsilon_agrees(plain: Mapping[str, Any]) -> str:
+    """The whole guarantee, computed again from the events by both accountants."""
+    predicate = plain["predicate"]
+    stated = predicate["guarantee"]
+    events = [Event.from_dict(event) for event in predicate["events"]]
+    computed = claim.guarantee(unit=stated["unit"], events=events, delta=stated["delta"])
+    if stated["substitute"] is None:
+        computed["substitute"] = None
+    # the nearest Gaussian curve is a search's answer: a description, good to a few digits
+    if stated["mu"] is not None and abs(stated["mu"] - computed["mu"]) <= 1e-3:
+        computed["mu"] = stated["mu"]
+    different = claim.compare(stated, computed)
+    if different:
+        raise IntegrityError(f"{different[0]} ({len(different)} differences)")
+    cost = computed["cost"]
+    return (
+        f"PLD {cost['epsilon_pld']:.6f}, RDP {cost['epsilon_rdp']:.6f} at delta "
+        f"{cost['delta']:g}: as stated"
+    )
+
+
+def budget_agrees(statement: Statement) -> str:
+    """The filter's numbers, from everything charged before and the cap."""
+    facts = statement.predicate
+    cap = Cap.from_dict(facts.ledger.cap.model_dump())
+    computed = claim.budget(cap=cap, spent=facts.earlier_events(), events=facts.accounting_events())
+    stated = facts.ledger.model_dump(mode="json")
+    different = claim.compare({key: stated[key] for key in computed}, computed, "ledger")
+    last = facts.ledger.history[-1]
+    different += claim.compare(
+        [last.epsilon, last.cumulative],
+        [facts.guarantee.epsilon, computed["after"]["epsilon_spent"]],
+        "ledger.history[-1]",
+    )
+    spent = [past.cumulative for past in facts.ledger.history]
+    if spent != sorted(spent):
+        different.append("ledger.history: what is spent goes down")
+    if different:
+        raise IntegrityError(different[0])
+    return (
+        f"{computed['after']['epsilon_spent']:.4f} of {cap.epsilon:g} spent after this run, "
+        f"{computed['more_runs_like_this']} more would fit: as stated"
+    )
+
+
+def audit_agrees(statement: Statement) -> str:
+    """Bounds from counts, and no passed verdict over a contradiction."""
+    facts = statement.predicate
+    contradicted = []
+    for test in facts.audit.tests:
+        where = f"audit of {test.kind} by {test.method}"
+        if test.method == PLAIN:
+            _plain_bounds_agree(test, facts.guarantee.delta, where)
+            if test.epsilon_lower > facts.guarantee.epsilon:
+                contradicted.append(where)
+        elif test.method == CURVES:
+            if _curve_contradicted(test, facts):
+                contradicted.append(where)
+        else:
+            raise IntegrityError(f"{where}: this version does not know the method")
+    if contradicted and facts.audit.verdict == "passed":
+        raise IntegrityError(f"{contradicted[0]} contradicts the claim, yet the audit passed")
+    most = max(test.epsilon_lower for test in facts.audit.tests)
+    return (
+        f"{len(facts.audit.tests)} bounds follow from their counts; the best attack proved "
+        f"{most:.3f} of {facts.guarantee.epsilon:.3f}; verdict {facts.audit.verdict}"
+    )
+
+
+def _plain_bounds_agree(test: AuditTest, delta: float, where: str) -> None:
+    counts = {"canaries": test.canaries, "guesses": test.guesses}
+    for what, stated, right in (
+        ("epsilon_lower", test.epsilon_lower, test.correct),
+        ("ceiling", test.ceiling, test.guesses),
+    ):
+        value = bounds.one_run_epsilon(
+            **counts, correct=right, delta=delta, significance=test.significance
+        )
+        if abs(value - stated) > BOUND_TOLERANCE:
+            raise IntegrityError(f"{where}: {what} states {stated!r}, computed {value!r}")
+
+
+def _curve_contradicted(test: AuditTest, facts: Facts) -> bool:
+    """Whether the counts contradict the trade-off curve of the stated events."""
+    events = facts.accounting_events()
+    deltas = [accounting.delta_for(events, epsilon) for epsilon in PROFILE_EPSILONS]
+    rejected = bounds.fdp_rejects(
+        bounds.profile_curve(PROFILE_EPSILONS, deltas),
+        canaries=test.canaries,
+        guesses=test.guesses,
+        correct=test.correct,
+        significance=test.significance,
+    )
+    if rejected and test.epsilon_lower < facts.guarantee.epsilon - BOUND_TOLERANCE:
+        raise IntegrityError(
+            f"audit of {test.kind}: the counts contradict the claim, yet only "
+            f"{test.epsilon_lower!r} is stated"
+        )
+    return rejected
+
+
+def policy_rows(facts: Facts) -> list[dict[str, Any]]:
+    """Every rule of the statement's own policy, held against the statement's own facts.
+
+    Who may open the vault and what was to be let out stand in the statement only as what the rules
+    about them got; those two are taken from there.  Raises `IntegrityError` for a policy that this
+    version cannot read.
+    """
+    try:
+        policy = Policy.model_validate_json(canonical_json(facts.policy.body))
+    except ValidationError as error:
+        raise IntegrityError(f"policy {facts.policy.name} is not one that can be read") from error
+    got = {check.rule: check.got for check in facts.policy.checks}
+
+    def names(rule: str) -> tuple[str, ...]:
+        value = got.get(rule)
+        return tuple(str(item) for item in value) if isinstance(value, list) else ()
+
+    plan = PlanFacts(
+        epsilon=facts.guarantee.epsilon,
+        delta=facts.guarantee.delta,
+        epsilon_rdp=facts.guarantee.cost.epsilon_rdp,
+        unit=facts.guarantee.unit,
+        declared_units=facts.data.declared_units,
+        suite=facts.audit.suite,
+        secure_noise=facts.noise.secure,
+        recipients=names("recipients_allowed"),
+        outputs=names("public_outputs"),
+        operator=facts.run.actor,
+        approvers=tuple(approval.name for approval in facts.approvals),
+    )
+    cap = Cap.from_dict(facts.ledger.cap.model_dump())
+    return [check.to_dict() for check in policy_check(policy, plan, cap)]
+
+
+def policy_agrees(statement: Statement) -> str:
+    """The policy's rules, evaluated again; none may fail unwaived."""
+    facts = statement.predicate
+    stated = [check.model_dump(mode="json") for check in facts.policy.checks]
+    different = claim.compare(stated, policy_rows(facts), "policy.checks")
+    if different:
+        raise IntegrityError(different[0])
+    failed = [check.rule for check in facts.policy.checks if not check.ok]
+    if failed and not facts.waivers:
+        raise IntegrityError(f"policy rule not met: {failed[0]}")
+    words = f"{len(stated)} rules of {facts.policy.name}, evaluated again"
+    return words + (f"; {len(failed)} waived" if failed else "; all met")

@@ -1,0 +1,16 @@
+"""The training core: DP-SGD on units of text, through LoRA or a bare head.
+
+    sampling   which units take part in a step (Poisson, keyed)
+    examples   a unit's records as token ids; length buckets; microbatches
+    basemodel  base models and tokenizers from local, safe files only
+    adapter    what is trained: LoRA, a head, or both; saving it so that plain peft loads it
+    losses     mean loss a record, logits only where there are labels
+    clipping   exact per-unit gradients (Opacus hooks), clipped and summed in float64
+    noise      the Gaussian noise, keyed by step and parameter
+    loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
+    checkpoint state as sealed bytes and as a digest
+    scoring    losses of units without gradients, for audits and evaluation
+
+Nothing here knows of the vault's files, the ledger or the audit: units, canaries and the step
+journal are passed in.
+"""

@@ -1,0 +1,191 @@
+"""The loss of each record: a mean over its own labels and nothing else.
+
+Why not the model's own loss: it averages over all label tokens of a batch, so a record's gradient
+would depend on its companions and the clip norm would not bound a unit's influence.
+
+Causal LM.  Logits are taken only where there are labels, a record at a time and in blocks of
+`BLOCK_TOKENS`, so that a [tokens, vocabulary] tensor never dominates memory, and the shape of each
+product depends on the record alone.  The output embedding is frozen, so the gradient with respect
+to the hidden state is formed at once in the forward pass and no logits are kept (the idea of
+cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv 2411.09009).
+
+`LanguageModel` and `Classifier` both give `record_losses`; `trained_parameters` lists what moves.
+Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of a record, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from privft.errors import InputError
+from privft.training.examples import IGNORED, Example
+
+BLOCK_TOKENS = 256
+
+
+class _LabelledCrossEntropy(torch.autograd.Function):
+    """Mean negative log-likelihood of N labels; the gradient goes to the hidden states only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
+    ) -> torch.Tensor:
+        count = labels_N.shape[0]
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        want_gradient = hidden_ND.requires_grad
+        gradient_ND = torch.empty_like(hidden_ND) if want_gradient else None
+        for start in range(0, count, BLOCK_TOKENS):
+            block = slice(start, start + BLOCK_TOKENS)
+            labels = labels_N[block, None]
+            logits = (hidden_ND[block] @ weight_VD.T).to(_wide(hidden_ND.dtype))
+            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (normaliser - logits.gather(1, labels)).sum(dtype=torch.float64)
+            if gradient_ND is not None:
+                logits.sub_(normaliser).exp_()
+                logits.scatter_add_(1, labels, -torch.ones_like(labels, dtype=logits.dtype))
+                gradient_ND[block] = (logits / count).to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(gradient_ND)
+        return (total / count).to(_wide(hidden_ND.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * output_gradients[0].to(gradient_ND.dtype), None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pad_rows(
+    examples: Sequence[Example], length: int, pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask), both [R, T] with T = `length`, padded on the right."""
+    ids_RT = torch.full((len(examples), length), pad_id, dtype=torch.long)
+    mask_RT = torch.zeros((len(examples), length), dtype=torch.long)
+    for row, example in enumerate(examples):
+        count = len(example.input_ids)
+        ids_RT[row, :count] = torch.tensor(example.input_ids)
+        mask_RT[row, :count] = 1
+    return ids_RT.to(device), mask_RT.to(device)
+
+
+class LanguageModel:
+    """A causal language model (a peft wrapper or a bare one) with per-record losses."""
+
+    task = "causal-lm"
+
+    def __init__(self, module: nn.Module, *, pad_id: int) -> None:
+        self.module = module
+        self.pad_id = pad_id
+        base: Any = module
+        if hasattr(base, "get_base_model"):
+            base = base.get_base_model()
+        self._decoder = getattr(base, base.base_model_prefix)
+        self._head = base.get_output_embeddings()
+        if any(p.requires_grad for p in self._head.parameters()):
+            raise InputError(
+                "the output embedding is trained, which the label-only loss does not support",
+                hint="leave lm_head out of target_modules and modules_to_save",
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def record_losses(self, examples: Sequence[Example], length: int) -> torch.Tensor:
+        """Mean loss per label token of each record, shape [R]."""
+        ids_RT, mask_RT = pad_rows(examples, length, self.pad_id, self.device)
+        # Rows are padded on the right and attention is causal, so no labelled position ever sees
+        # a pad; the mask keeps pad rows finite.
+        hidden_RTD = self._decoder(
+            input_ids=ids_RT, attention_mask=mask_RT, use_cache=False
+        ).last_hidden_state
+        losses = []
+        for row, example in enumerate(examples):
+            places = [t for t, label in enumerate(example.labels) if label != IGNORED]
+            before = torch.tensor([t - 1 for t in places], device=self.device)
+            labels_N = torch.tensor([example.labels[t] for t in places], device=self.device)
+            losses.append(
+                _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                    hidden_RTD[row, before], self._head.weight, labels_N
+                )
+            )
+        return torch.stack(losses)
+
+    def check_against_own_loss(self, example: Example) -> None:
+        """Raise unless the label-only loss is the model's own on one row (logit scaling, soft caps
+        and final biases would make it differ)."""
+        length = len(example.input_ids)
+        ids_RT, mask_RT = pad_rows([example], length, self.pad_id, self.device)
+        labels = torch.tensor([example.labels], device=self.device)
+        with torch.no_grad():
+            ours = float(self.record_losses([example], length)[0])
+            own = float(self.module(input_ids=ids_RT, attention_mask=mask_RT, labels=labels).loss)
+        if not abs(ours - own) <= 0.02 * max(1.0, abs(own)):
+            raise InputError(
+                f"this architecture's logits are not its output embedding times its last hidden "
+                f"state: loss {ours:.4f} against its own {own:.4f}",
+                hint="privft supports Llama-like causal models; see README, 'Models'",
+            )
+
+
+class Classifier(nn.Module):
+    """An encoder, mean pooling, normalised features times ten, and a linear head from zero.
+
+    Under noise the features' scale and the head's start matter more than the adapter: clipped
+    gradients of a zero head on unit-norm features point the same way for all units of a class.
+    """
+
+    task = "sequence-classification"
+    FEATURE_SCALE = 10.0
+
+    def __init__(self, encoder: nn.Module, *, hidden: int, labels: int, pad_id: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(hidden, labels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.pad_id = pad_id
+
+    @property
+    def module(self) -> nn.Module:
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def features(self, ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
+        """Mean-pooled, normalised, scaled: [R, D] in float32."""
+        hidden_RTD = self.encoder(input_ids=ids_RT, attention_mask=mask_RT).last_hidden_state
+        mask = mask_RT[..., None].to(hidden_RTD.dtype)
+        pooled_RD = (hidden_RTD * mask).sum(1) / mask.sum(1)
+        return nn.functional.normalize(pooled_RD.to(self.head.weight.dtype)) * self.FEATURE_SCALE
+
+    def forward(self, ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
+        """Logits, [R, labels]."""
+        logits: torch.Tensor = self.head(self.features(ids_RT, mask_RT))
+        return logits
+
+    def record_losses(self, examples: Sequence[Example], length: int) -> torch.Tensor:
+        """Cross-entropy of each record's label, shape [R]."""
+        ids_RT, mask_RT = pad_rows(examples, length, self.pad_id, self.device)
+        labels_R = torch.tensor([example.labels[0] for example in examples], device=self.device)
+        return nn.functional.cross_entropy(self(ids_RT, mask_RT), labels_R, reduction="none")
+
+
+TrainedModel = LanguageModel | Classifier
+
+
+def trained_parameters(model: TrainedModel) -> dict[str, nn.Parameter]:
+    """Every parameter that training moves, by name, in the order of names."""
+    return {
+        name: parameter
+        for name, parameter in sorted(model.module.named_parameters())
+        if parameter.requires_grad
+    }

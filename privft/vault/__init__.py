@@ -1,0 +1,26 @@
+"""The vault: records are sealed at intake, opened in memory only, and can be erased one by one.
+
+One principle runs through it: the privacy unit is the sampling unit is the encryption unit is the
+erasure unit.  A unit (a record, or a subject with all of its records) is one *cell*, sealed under
+a random key of its own; forgetting the key forgets the unit.
+
+From the bytes upwards:
+
+    floe.py        sealed bytes: FLOE, for cells and for streams                          (pure)
+    keys.py        who can open: recipients, and how an epoch key is wrapped to each of them
+    services.py    recipients whose private key a key service or a PKCS#11 token keeps
+    cells.py       one unit <-> one padded, sealed cell
+    segments.py    immutable files of cells
+    index.py       where each cell lies and under which key; the Merkle tree over the cells
+    manifest.py    the signed file that says which of all files are the vault
+    durable.py     the only writes to disk: new files, and the atomic change of the manifest
+    state.py       open and commit one version of a vault
+    intake.py      source files -> rows -> records, streamed, with line numbers
+    duplicates.py  text that several units share, which weakens what one unit's guarantee means
+    grouping.py    records -> units, in bounded memory, spilled only under a key that is in memory
+    adding.py      add records; a unit that grows gets a new cell under a new key
+    rotation.py    new epoch, new recipients, and re-encryption
+    erasure.py     erase units, and the signed certificate of it
+    verify.py      check a whole vault, with or without its key
+    store.py       the front door: create, Vault, inspect
+"""

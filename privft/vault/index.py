@@ -1,0 +1,315 @@
+"""The index: where each unit's cell lies and under which key, and the Merkle tree over all cells.
+
+Two sealed files, both streams of FLOE (segment length 262,144) under the epoch key, with
+aad = "privft-index-v1" or "privft-records-v1" || lineage (16) || epoch (8) || sequence (8):
+
+index-*.floe      length of facts (4 bytes, big-endian) || facts, canonical JSON || unit rows
+    unit row, 96 bytes, big-endian, sorted by tag, each tag once
+    0    16  unit tag (`privft.vault.cells`)
+    16   32  the key of the cell
+    48   4   number of the segment file, in the manifest's order
+    52   8   offset of the cell in it
+    60   4   length of the cell
+    64   32  SHA-256 of the cell
+
+records-*.floe    record rows only, read by writers and by `verify`, not to train
+    record row, 64 bytes, big-endian, sorted by record tag, each tag once
+    0    16  record tag: first 16 bytes of HMAC-SHA-256(tag key, "record:" || record id)
+    16   16  tag of its unit
+    32   32  four 8-byte bands of its MinHash sketch (`privft.vault.duplicates`)
+
+In memory an open vault holds 64 bytes a unit (the hashes are only loaded to write or verify).
+
+The tree (RFC 6962 hashes, `privft.budget.translog`) is what the signed manifest vouches for:
+
+    leaf i       tag || SHA-256 of cell, sorted by tag
+    first, last  two blank leaves, 16 bytes 00 or ff || 32 bytes 00
+
+Sorted leaves make two things provable by a path of about log2(n) hashes: that a unit is in the
+vault, and that it is not (two neighbours with the absent tag between them; the blank ends give
+every tag two neighbours).  And "no unit twice" can be read off the leaves.  Positions in such a
+proof betray about how many units there are, so proofs are private, and the root is not.
+
+Worked example: the root of an empty vault is
+SHA-256(01 || SHA-256(00 || 00 x 16 || 00 x 32) || SHA-256(00 || ff x 16 || 00 x 32)).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privft.budget import translog
+from privft.errors import IntegrityError
+from privft.vault import floe
+from privft.vault.durable import FileFact, NewFile
+
+SEGMENT_BYTES = 1 << 18
+_MAX_FACTS_BYTES = 1 << 26
+_ROWS_AT_ONCE = 1 << 14
+
+UNIT_ROW = np.dtype(
+    [
+        ("tag_high", ">u8"),
+        ("tag_low", ">u8"),
+        ("key", "V32"),
+        ("segment", ">u4"),
+        ("offset", ">u8"),
+        ("length", ">u4"),
+        ("hash", "V32"),
+    ]
+)
+RECORD_ROW = np.dtype(
+    [
+        ("tag_high", ">u8"),
+        ("tag_low", ">u8"),
+        ("unit_high", ">u8"),
+        ("unit_low", ">u8"),
+        ("bands", ">u8", (4,)),
+    ]
+)
+_OPEN_FIELDS = ["tag_high", "tag_low", "key", "segment", "offset", "length"]
+OPEN_ROW = np.dtype([(name, UNIT_ROW[name].newbyteorder("=")) for name in _OPEN_FIELDS])
+"""A unit row in memory without its hash: 64 bytes."""
+
+Rows = NDArray[np.void]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which vault and which version of it a sealed file belongs to."""
+
+    lineage: bytes
+    epoch: int
+    sequence: int
+
+    def aad(self, domain: bytes) -> bytes:
+        """The associated data of a sealed file."""
+        return domain + self.lineage + struct.pack(">QQ", self.epoch, self.sequence)
+
+
+_INDEX = b"privft-index-v1"
+_RECORDS = b"privft-records-v1"
+
+
+def write_index(folder: Path, key: bytes, place: Place, facts: bytes, rows: Rows) -> FileFact:
+    """Seal facts and unit rows (dtype UNIT_ROW, sorted) into a new file."""
+    file = NewFile.create(folder, "index", ".floe")
+    sealer = floe.Sealer(key, place.aad(_INDEX), file, segment_bytes=SEGMENT_BYTES)
+    sealer.write(struct.pack(">I", len(facts)) + facts)
+    _write_rows(sealer, rows, UNIT_ROW)
+    return file.finish()
+
+
+def write_records(folder: Path, key: bytes, place: Place, rows: Rows) -> FileFact:
+    """Seal record rows (dtype RECORD_ROW, sorted) into a new file."""
+    file = NewFile.create(folder, "records", ".floe")
+    sealer = floe.Sealer(key, place.aad(_RECORDS), file, segment_bytes=SEGMENT_BYTES)
+    _write_rows(sealer, rows, RECORD_ROW)
+    return file.finish()
+
+
+def _write_rows(sealer: floe.Sealer, rows: Rows, stored: np.dtype[Any]) -> None:
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        # numpy turns to the machine's byte order where it joins arrays; the format is big-endian
+        sealer.write(rows[start : start + _ROWS_AT_ONCE].astype(stored).tobytes())
+    sealer.close()
+
+
+def read_index(
+    folder: Path, fact: FileFact, key: bytes, place: Place, *, hashes: bool = False
+) -> tuple[bytes, Rows]:
+    """Facts, and unit rows as OPEN_ROW (with `hashes`, as UNIT_ROW).
+
+    Guarantees: the whole file was verified; the tags increase strictly, so no unit is in twice.
+    """
+    with (folder / fact.name).open("rb") as source:
+        opener = floe.Opener(key, place.aad(_INDEX), source)
+        if opener.plaintext_bytes < 4:
+            raise IntegrityError("an index without facts")
+        chunks = iter(opener)
+        head = bytearray(next(chunks))
+        facts_bytes = struct.unpack_from(">I", head)[0]
+        if facts_bytes > min(_MAX_FACTS_BYTES, opener.plaintext_bytes - 4):
+            raise IntegrityError(f"an index that claims facts of {facts_bytes} bytes")
+        while len(head) < 4 + facts_bytes:
+            head += next(chunks)
+        facts, rest = bytes(head[4 : 4 + facts_bytes]), bytes(head[4 + facts_bytes :])
+        rows_bytes = opener.plaintext_bytes - 4 - facts_bytes
+        rows = _read_rows(rest, chunks, rows_bytes, UNIT_ROW, UNIT_ROW if hashes else OPEN_ROW)
+    _check_order(rows)
+    return facts, rows
+
+
+def read_records(folder: Path, fact: FileFact, key: bytes, place: Place) -> Rows:
+    """Record rows; the tags increase strictly, so no record is in twice."""
+    with (folder / fact.name).open("rb") as source:
+        opener = floe.Opener(key, place.aad(_RECORDS), source)
+        rows = _read_rows(b"", iter(opener), opener.plaintext_bytes, RECORD_ROW, RECORD_ROW)
+    _check_order(rows)
+    return rows
+
+
+def _read_rows(
+    rest: bytes, chunks: Iterator[bytes], total: int, stored: np.dtype[Any], wanted: np.dtype[Any]
+) -> Rows:
+    if total % stored.itemsize:
+        raise IntegrityError(f"rows of {stored.itemsize} bytes in {total} bytes")
+    rows = np.empty(total // stored.itemsize, dtype=wanted)
+    filled = 0
+    while True:
+        count = len(rest) // stored.itemsize
+        part = np.frombuffer(rest, dtype=stored, count=count)
+        for name in wanted.names or ():
+            rows[name][filled : filled + count] = part[name]
+        filled += count
+        chunk = next(chunks, None)
+        if chunk is None:
+            break
+        rest = rest[count * stored.itemsize :] + chunk
+    return rows
+
+
+def _check_order(rows: Rows) -> None:
+    for start in range(0, len(rows) - 1, _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE + 1]
+        high, low = part["tag_high"], part["tag_low"]
+        rising = (high[:-1] < high[1:]) | ((high[:-1] == high[1:]) & (low[:-1] < low[1:]))
+        if not rising.all():
+            raise IntegrityError("an index in which tags do not increase: a unit stands twice")
+
+
+def tag_of(row: np.void) -> bytes:
+    """The 16 bytes of a row's tag."""
+    return struct.pack(">QQ", int(row["tag_high"]), int(row["tag_low"]))
+
+
+def tag_numbers(tag: bytes) -> tuple[int, int]:
+    """A tag as the two numbers that rows hold."""
+    high, low = struct.unpack(">QQ", tag)
+    return high, low
+
+
+def find(rows: Rows, tag: bytes) -> int:
+    """The position of a tag, or -1 (binary search; no copy of a column)."""
+    wanted = tag_numbers(tag)
+    low, high = 0, len(rows)
+    while low < high:
+        middle = (low + high) // 2
+        row = rows[middle]
+        if (int(row["tag_high"]), int(row["tag_low"])) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(rows) and tag_of(rows[low]) == tag else -1
+
+
+class Finder:
+    """Positions of many tags: 8 bytes a row for a column that can be searched at once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._high = rows["tag_high"].astype(np.uint64)
+
+    def position(self, tag: bytes) -> int:
+        """The position of a tag, or -1."""
+        high = np.uint64(tag_numbers(tag)[0])
+        place = int(np.searchsorted(self._high, high))
+        while place < len(self._high) and self._high[place] == high:
+            if tag_of(self._rows[place]) == tag:
+                return place
+            place += 1
+        return -1
+
+
+def make_row(tag: bytes, key: bytes, place: tuple[int, int, int], digest: bytes) -> bytes:
+    """The 96 bytes of a unit row; a place is (segment file, offset, length)."""
+    segment, offset, length = place
+    return tag + key + struct.pack(">IQI", segment, offset, length) + digest
+
+
+def sort_rows(rows: Rows) -> Rows:
+    """The rows in the order of their tags."""
+    return rows[np.lexsort((rows["tag_low"], rows["tag_high"]))]
+
+
+def leaves(rows: Rows) -> Iterator[bytes]:
+    """The leaves of the tree: one for each row (dtype UNIT_ROW), and the two blank ends."""
+    yield _blank(b"\x00")
+    for row in rows:
+        yield tag_of(row) + row["hash"].tobytes()
+    yield _blank(b"\xff")
+
+
+def _blank(byte: bytes) -> bytes:
+    return byte * 16 + bytes(32)
+
+
+def merkle_root(rows: Rows) -> bytes:
+    """The root over all cells, in memory that does not grow with their number."""
+    frontier: translog.Frontier = ()
+    for size, leaf in enumerate(leaves(rows)):
+        frontier = translog.push(frontier, size, translog.leaf_hash(leaf))
+    return translog.root_of(frontier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """That a unit tag is in the tree of a root (one leaf) or is not (two neighbours)."""
+
+    tag: bytes = field(repr=False)
+    size: int
+    position: int
+    leaves: tuple[bytes, ...] = field(repr=False)
+    paths: tuple[tuple[bytes, ...], ...] = field(repr=False)
+
+    @property
+    def present(self) -> bool:
+        """Whether this proves presence, or absence."""
+        return len(self.leaves) == 1
+
+
+def prove(rows: Rows, tag: bytes) -> Proof:
+    """Proof that the tag is, or is not, among the rows (dtype UNIT_ROW)."""
+    tree = translog.Tree()
+    all_leaves = list(leaves(rows))
+    for leaf in all_leaves:
+        tree.append(translog.leaf_hash(leaf))
+    position = find(rows, tag)
+    if position >= 0:
+        chosen = [position + 1]
+    else:
+        after = sum(1 for leaf in all_leaves[1:-1] if leaf[:16] < tag)
+        chosen = [after, after + 1]
+    return Proof(
+        tag=tag,
+        size=tree.size,
+        position=chosen[0],
+        leaves=tuple(all_leaves[place] for place in chosen),
+        paths=tuple(tuple(translog.inclusion_proof(tree, place, tree.size)) for place in chosen),
+    )
+
+
+def verify_proof(proof: Proof, root: bytes) -> None:
+    """Return when the proof holds for this root; IntegrityError when not.
+
+    Guarantees: with `proof.present`, a cell of this tag is in the tree; without, none is.
+    """
+    if len(proof.leaves) != len(proof.paths) or len(proof.leaves) not in (1, 2):
+        raise IntegrityError("expected a proof of one leaf or two neighbours")
+    for step, (leaf, path) in enumerate(zip(proof.leaves, proof.paths, strict=True)):
+        if len(leaf) != 48:
+            raise IntegrityError(f"a leaf of {len(leaf)} bytes, expected 48")
+        place = proof.position + step
+        translog.verify_inclusion(translog.leaf_hash(leaf), place, proof.size, path, root)
+    if proof.present:
+        if proof.leaves[0][:16] != proof.tag:
+            raise IntegrityError("the proof is about another unit")
+    elif not proof.leaves[0][:16] < proof.tag < proof.leaves[1][:16]:
+        raise IntegrityError("the two neighbours do not enclose the absent unit")

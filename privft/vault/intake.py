@@ -1,0 +1,288 @@
+"""Source files -> rows -> records: streamed, validated, and reported by line, never by content.
+
+Sources are JSON Lines and CSV (plain or gzip), Parquet files, and folders saved by `datasets`.  All
+are read through `datasets` in streaming mode, which keeps nothing: its Arrow caches, which hold
+every row in the clear, are never made.  (It does make empty lock files; they go to a folder of
+their own that is removed.)  JSON Lines and CSV are read as streams of *lines* and parsed here, so
+that a bad line has its number, and no type is guessed: a CSV subject "007" stays "007".
+
+What makes a row bad: it is not JSON, not UTF-8, or has too few or too many columns; a column is
+missing, empty, of the wrong type, or longer than the cap.  The reasons are fixed phrases and names
+of columns from the configuration.  Nothing that was read appears in an error: exceptions of the
+libraries, which do quote what they stumble over, are never passed on.
+
+Worked example: fields = FieldMap(text="note", subject="patient"), unit = subject; the line
+    {"patient": "p-17", "note": "Stable."}
+becomes unit "p-17" with the record {"id": "9f86d081884c7d65-1", "text": "Stable."}, where the id is
+16 hex digits of the file's SHA-256, and the line number.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privft.errors import InputError
+from privft.vault.fields import FieldMap
+from privft.vault.manifest import Caps
+
+_CHUNK_BYTES = 1 << 20
+_MAX_ID_BYTES = 512
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_NOT_UTF8 = "not UTF-8"
+
+
+class BadRow(ValueError):
+    """A row that cannot become a record; its text is a reason without content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a source: its line (or row) number from 1, and its columns or what is wrong."""
+
+    line: int
+    columns: Mapping[str, Any] = field(repr=False)
+    fault: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedRecord:
+    """A record and the unit that it belongs to."""
+
+    unit: str = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
+
+
+def format_of(source: Path) -> str:
+    """ "jsonl", "csv", "parquet" or "saved" (a folder by `datasets`), from the name."""
+    if source.is_dir():
+        if (source / "dataset_info.json").is_file():
+            return "saved"
+        raise InputError(
+            f"{source.name} is a folder that datasets did not save",
+            hint="name the files in it, or a folder made by save_to_disk (one split)",
+        )
+    if not source.is_file():
+        raise InputError(f"no file at {source}")
+    suffixes = [suffix.lower() for suffix in source.suffixes]
+    zipped = suffixes[-1:] == [".gz"]
+    kind = _SUFFIXES.get(suffixes[-2] if zipped and len(suffixes) > 1 else (suffixes or [""])[-1])
+    if kind is None or (zipped and kind == "parquet"):
+        raise InputError(
+            f"{source.name} is of no known format",
+            hint="expected .jsonl, .csv (each also .gz), .parquet, or a folder by save_to_disk",
+        )
+    return kind
+
+
+def source_digest(source: Path) -> tuple[str, int]:
+    """SHA-256 and length of a source; of a folder, over its files in order of name."""
+    digest, total = hashlib.sha256(), 0
+    files = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.is_file())
+    for path in files:
+        if path != source:
+            digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                total += len(chunk)
+    return digest.hexdigest(), total
+
+
+def stream_rows(source: Path) -> Iterator[Row]:
+    """The rows of one source, in order, in bounded memory and with no cache on disk."""
+    kind = format_of(source)
+    if kind == "jsonl":
+        yield from _json_rows(_lines(source))
+    elif kind == "csv":
+        yield from _csv_rows(_lines(source), source.name)
+    else:
+        yield from _table_rows(source, kind)
+
+
+def parse_record(
+    row: Row, fields: FieldMap, caps: Caps, *, by_subject: bool, made_id: str
+) -> ParsedRecord:
+    """The record in a row, or BadRow with a reason that quotes nothing but names of columns."""
+    if row.fault is not None:
+        raise BadRow(row.fault)
+    record: dict[str, Any] = {"id": made_id}
+    if fields.id is not None:
+        record["id"] = _identifier(row.columns, fields.id)
+    size_bytes = 0
+    for key, column in fields.content().items():
+        value = row.columns.get(column)
+        if key == "messages":
+            record[key] = _messages(value, column)
+            size_bytes += sum(_size(m["content"], column) for m in record[key])
+        elif key == "label" and type(value) is int:
+            record[key] = value
+        else:
+            if value is None:
+                raise BadRow(f"column {column!r} is missing")
+            if not isinstance(value, str):
+                raise BadRow(f"column {column!r} is not text")
+            if not value.strip() and key != "prompt":
+                raise BadRow(f"column {column!r} is empty")
+            record[key] = value
+            size_bytes += _size(value, column)
+    if size_bytes > caps.max_record_bytes:
+        raise BadRow(f"its text has more than {caps.max_record_bytes} bytes")
+    unit = str(record["id"])
+    if by_subject:
+        if fields.subject is None:
+            raise InputError("the unit is the subject, and no column is named as subject")
+        unit = _identifier(row.columns, fields.subject)
+    return ParsedRecord(unit=unit, record=record)
+
+
+def _identifier(columns: Mapping[str, Any], column: str) -> str:
+    value = columns.get(column)
+    if type(value) is int:
+        return str(value)
+    if value is None or value == "":
+        raise BadRow(f"column {column!r} is missing or empty")
+    if not isinstance(value, str):
+        raise BadRow(f"column {column!r} is neither text nor a whole number")
+    if _size(value, column) > _MAX_ID_BYTES:
+        raise BadRow(f"column {column!r} has more than {_MAX_ID_BYTES} bytes")
+    return value
+
+
+def _messages(value: object, column: str) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"column {column!r} is not a list of messages")
+    messages = []
+    for item in value:
+        role, content = (
+            (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
+        )
+        if not isinstance(role, str) or not isinstance(content, str) or not role:
+            raise BadRow(f"column {column!r} has a message without role and content")
+        _size(role, column)
+        messages.append({"role": role, "content": content})
+    if not any(message["content"].strip() for message in messages):
+        raise BadRow(f"column {column!r} has only empty messages")
+    return messages
+
+
+def _size(text: str, column: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise BadRow(f"column {column!r} is {_NOT_UTF8}") from None
+
+
+def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            yield Row(line=number, columns={}, fault="not JSON")
+            continue
+        if isinstance(value, dict):
+            yield Row(line=number, columns=value)
+        else:
+            yield Row(line=number, columns={}, fault="not a JSON object")
+
+
+def _csv_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            yield Row(line=reader.line_num, columns={}, fault="not CSV: a quote out of place")
+            continue
+        if header is None:
+            header = values
+            if len(set(header)) != len(header):
+                raise InputError(f"{name} names a column twice in its first line")
+        elif len(values) == len(header):
+            yield Row(line=reader.line_num, columns=dict(zip(header, values, strict=True)))
+        elif values:
+            fault = f"{len(values)} columns where the first line has {len(header)}"
+            yield Row(line=reader.line_num, columns={}, fault=fault)
+
+
+def _lines(source: Path) -> Iterator[str]:
+    """Lines with their ends; bytes that are not UTF-8 become lone surrogates, refused later.
+
+    Read as Latin-1, in which every byte is a character, so that no decoder stops in the middle of
+    a file without saying on which line.
+    """
+    first = True
+    for row in _stream("text", source, encoding="latin-1", keep_linebreaks=True):
+        line = str(row["text"]).encode("latin-1").decode("utf-8", errors="surrogateescape")
+        yield line.removeprefix("\ufeff") if first else line
+        first = False
+
+
+def _table_rows(source: Path, kind: str) -> Iterator[Row]:
+    for number, columns in enumerate(_stream(kind, source), start=1):
+        yield Row(line=number, columns=columns)
+
+
+def _stream(kind: str, source: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows through `datasets` in streaming mode."""
+    import datasets
+
+    failure = ""
+    with tempfile.TemporaryDirectory(prefix="privft-intake-") as locks, _silent("datasets"):
+        try:
+            if kind == "saved":
+                stream = datasets.load_from_disk(str(source)).to_iterable_dataset()
+            else:
+                stream = datasets.load_dataset(
+                    kind,
+                    data_files=[glob.escape(str(source.absolute()))],
+                    split="train",
+                    streaming=True,
+                    cache_dir=locks,
+                    **options,
+                )
+            yield from stream
+        except MemoryError:
+            raise
+        except Exception as error:
+            # the libraries quote rows in their messages: the type is all that may be repeated
+            failure = type(error).__name__
+    if failure:
+        # raised out here, so that not even its context holds the library's error
+        raise InputError(
+            f"{source.name} cannot be read: {failure}",
+            hint="check that the file is whole and of the format that its name says",
+        )
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a library's log, which quotes what it stumbles over, from being written."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,404 @@
+"""The front door of the vault: create one, open one, and everything that an open one can do.
+
+    vault = create(path, dataset="notes-2026", unit="subject", fields=FieldMap(text="note",
+                   subject="patient"), recipients=[passphrase_recipient("ward", passphrase)],
+                   checkpoint=ledger.checkpoint(), signer=identity.signing)
+    vault.add([Path("notes.jsonl")], signer=..., checkpoint=..., who="ada")
+    with Vault.open(path, passphrase_opener(passphrase), signer_keys=...) as vault:
+        vault.read(0)            # UnitRecords(unit, records)
+
+Units are numbered from 0 in the order of their tags, which says nothing about them; numbers hold
+for one version of a vault (one `manifest_root`).  Opening reads the index, 64 bytes of memory a
+unit; reading a unit is one `pread` and one opened cell, however large the vault is.
+
+A method that changes the vault replaces this object's view of it by the new version.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privft.errors import UsageError
+from privft.signing import SigningKey, VerifyKey, sha256_hex
+from privft.vault import adding, durable, erasure, rotation, verify
+from privft.vault.adding import IntakeSummary
+from privft.vault.cells import UnitRecords, unit_tag
+from privft.vault.duplicates import record_text
+from privft.vault.erasure import Erasure
+from privft.vault.fields import FieldMap
+from privft.vault.index import RECORD_ROW, UNIT_ROW, Proof, find, prove
+from privft.vault.keys import KeyOpener, Recipient
+from privft.vault.manifest import (
+    Caps,
+    Charter,
+    Manifest,
+    open_manifest,
+    read_manifest_text,
+    unsigned_manifest,
+)
+from privft.vault.overlap import overlap_hash
+from privft.vault.segments import SegmentReader
+from privft.vault.state import (
+    Change,
+    Facts,
+    State,
+    commit,
+    derive,
+    load,
+    locked,
+    read_cell,
+    read_version,
+)
+
+_OURS = ("cells-", "index-", "records-", "spill-", "manifest.json.new")
+
+
+def create(
+    path: Path,
+    *,
+    dataset: str,
+    unit: Literal["record", "subject"],
+    fields: FieldMap,
+    recipients: Sequence[Recipient],
+    checkpoint: str,
+    signer: SigningKey,
+    caps: Caps | None = None,
+) -> Vault:
+    """Make an empty vault in a new folder (mode 0700) and open it.
+
+    The lineage is 16 random bytes: a budget belongs to it.  Raises UsageError when there is
+    something at `path` already, other than what an interrupted `create` left.
+    """
+    if unit == "subject" and fields.subject is None:
+        raise UsageError(
+            "the unit is the subject, and no column is named as subject",
+            hint="name the column that says whose record it is",
+        )
+    rotation.check_recipients(recipients)
+    if not path.parent.is_dir():
+        raise UsageError(f"no folder at {path.parent} to make a vault in")
+    path.mkdir(mode=0o700, exist_ok=True)
+    with locked(path):
+        left = durable.strangers(path, set())
+        if (path / durable.MANIFEST).exists() or not all(n.startswith(_OURS) for n in left):
+            raise UsageError(f"{path} is not empty", hint="name a folder that does not exist yet")
+        durable.sweep(path, set())
+        charter = Charter(
+            lineage=os.urandom(16).hex(),
+            dataset=dataset,
+            unit=unit,
+            fields=fields,
+            caps=caps or Caps(),
+        )
+        facts = Facts(secret=os.urandom(32).hex(), units=0, records=0, erased=0, intakes=[])
+        change = Change(
+            rows=np.empty(0, UNIT_ROW), records=np.empty(0, RECORD_ROW), segments=[], facts=facts
+        )
+        state = commit(
+            charter,
+            path,
+            change,
+            previous=None,
+            epoch_key=os.urandom(32),
+            recipients=recipients,
+            signer=signer,
+            checkpoint=checkpoint,
+        )
+    return Vault(state)
+
+
+def inspect(path: Path, *, signer_keys: Mapping[str, VerifyKey] | None = None) -> dict[str, Any]:
+    """Public facts about the vault at `path`, without its key.
+
+    With `signer_keys` the signature is checked (SignatureError); without, the result says that it
+    was not.
+    """
+    text = read_manifest_text(path)
+    if signer_keys is None:
+        return _public_facts(unsigned_manifest(text), path, "not checked")
+    return _public_facts(open_manifest(text, signer_keys), path, "verified")
+
+
+def _public_facts(manifest: Manifest, path: Path, signature: str) -> dict[str, Any]:
+    files = [*manifest.segments, manifest.index, manifest.records]
+    return {
+        "dataset": manifest.dataset,
+        "lineage": manifest.lineage,
+        "unit": manifest.unit,
+        "fields": manifest.fields.model_dump(exclude_none=True),
+        "caps": manifest.caps.model_dump(),
+        "sequence": manifest.sequence,
+        "epoch": manifest.epoch,
+        "root": manifest.root,
+        "manifest_digest": manifest.digest,
+        "recipients": [
+            {
+                "label": wrapped.recipient.label,
+                "kind": wrapped.recipient.holding.kind,
+                "fingerprint": sha256_hex(bytes.fromhex(wrapped.recipient.public))[:16],
+            }
+            for wrapped in manifest.recipients
+        ],
+        "checkpoint": manifest.checkpoint,
+        "time": manifest.time,
+        "signer": manifest.signer,
+        "signature": signature,
+        "files": len(files),
+        "size_bytes": sum(file.size_bytes for file in files),
+        "strangers": durable.strangers(path, manifest.file_names()),
+    }
+
+
+class Vault:
+    """One version of a vault, open."""
+
+    def __init__(self, state: State) -> None:
+        self._use(state)
+
+    def _use(self, state: State) -> None:
+        reader: SegmentReader | None = getattr(self, "_reader", None)
+        if reader is not None:
+            reader.close()
+        self._state = state
+        self._reader = SegmentReader(state.path, state.lineage, state.manifest.segments)
+
+    @staticmethod
+    def open(
+        path: Path,
+        opener: KeyOpener,
+        *,
+        signer_keys: Mapping[str, VerifyKey],
+        expected_root: str | None = None,
+    ) -> Vault:
+        """Open the newest version; see `state.load` for what it raises.
+
+        `expected_root` is what the ledger says the newest root is: another one is a rollback.
+        """
+        return Vault(load(path, opener, signer_keys, expected_root=expected_root))
+
+    def close(self) -> None:
+        """Close the files.  (Keys leave memory when the object does.)"""
+        self._reader.close()
+
+    def __enter__(self) -> Vault:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """How many units there are: private."""
+        return len(self._state.rows)
+
+    @property
+    def path(self) -> Path:
+        """The vault's folder."""
+        return self._state.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """The signed public part of this version."""
+        return self._state.manifest
+
+    @property
+    def manifest_root(self) -> str:
+        """The Merkle root over all cells, 64 hex digits."""
+        return self._state.manifest.root
+
+    @property
+    def manifest_digest(self) -> str:
+        """SHA-256 of the signed payload: names this version, recipients and epoch included."""
+        return self._state.manifest.digest
+
+    @property
+    def lineage(self) -> str:
+        """What the budget belongs to, 32 hex digits."""
+        return self._state.manifest.lineage
+
+    @property
+    def unit(self) -> Literal["record", "subject"]:
+        """Whose data one guarantee protects."""
+        return self._state.manifest.unit
+
+    @property
+    def fields(self) -> FieldMap:
+        """Which column is what."""
+        return self._state.manifest.fields
+
+    @property
+    def recipients(self) -> tuple[Recipient, ...]:
+        """Who can open this version."""
+        return tuple(wrapped.recipient for wrapped in self._state.manifest.recipients)
+
+    def read(self, number: int) -> UnitRecords:
+        """Unit `number`, verified whole before any of it is returned."""
+        if not 0 <= number < len(self):
+            raise ValueError(f"expected 0 <= number < number of units, got {number}")
+        return read_cell(self._state, self._reader, self._state.rows[number])
+
+    def read_many(self, numbers: Sequence[int]) -> list[UnitRecords]:
+        """Units in the order asked for; costs grow with their number, not with the vault."""
+        return [self.read(int(number)) for number in numbers]
+
+    def __iter__(self) -> Iterator[UnitRecords]:
+        for number in range(len(self)):
+            yield self.read(number)
+
+    def unit_ids(self) -> Iterator[str]:
+        """The id of every unit, in order.  Ids are inside of cells: this opens all of them."""
+        return (unit.unit for unit in self)
+
+    def number_of(self, unit: str) -> int | None:
+        """The number of a unit, or None when it is not in the vault."""
+        place = find(self._state.rows, unit_tag(self._state.tag_key, unit))
+        return place if place >= 0 else None
+
+    def held_out(self, number: int) -> bool:
+        """Whether unit `number` is set aside (see `held_out_mask`)."""
+        return bool(self.held_out_mask()[number])
+
+    def held_out_mask(self) -> NDArray[np.bool_]:
+        """For each unit, whether it is set aside and must not be trained on.
+
+        It is when the second half of its tag, a keyed hash of the unit id, lies below the declared
+        share: so a unit stays on its side whatever is added or erased.
+        """
+        share = self._state.manifest.caps.held_out_share
+        limit = np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+        mask: NDArray[np.bool_] = self._state.rows["tag_low"].astype(np.uint64) < limit
+        return mask
+
+    def subkey(self, purpose: str) -> bytes:
+        """32 bytes for a purpose; the same in every version of this vault, whatever rotates."""
+        return derive(self._state.facts, f"use:{purpose}")
+
+    def unit_hashes(self, overlap_key: bytes) -> frozenset[bytes]:
+        """Keyed hashes of all unit ids, comparable with those of other vaults (`overlap`)."""
+        return frozenset(overlap_hash(overlap_key, "unit", unit.unit) for unit in self)
+
+    def content_hashes(self, overlap_key: bytes) -> frozenset[bytes]:
+        """Keyed hashes of the text of all records."""
+        return frozenset(
+            overlap_hash(overlap_key, "content", record_text(record))
+            for unit in self
+            for record in unit.records
+        )
+
+    def proof(self, unit: str) -> Proof:
+        """Proof that the unit is, or is not, under `manifest_root` (`index.verify_proof`)."""
+        state = read_version(self.path, self.manifest, self._state.epoch_key, hashes=True)
+        return prove(state.rows, unit_tag(state.tag_key, unit))
+
+    def commitment(self, unit: str) -> str:
+        """The keyed commitment by which certificates and ledger name an erased unit."""
+        return erasure.commitment(self._state.facts, unit)
+
+    def verify(self) -> verify.VaultCheck:
+        """Check every file and cell of this version."""
+        return verify.verify_state(self._state)
+
+    def inspect(self) -> dict[str, Any]:
+        """Public facts, and under "private" what only the key shows."""
+        facts = self._state.facts
+        return {
+            **_public_facts(self.manifest, self.path, "verified"),
+            "private": {
+                "units": facts.units,
+                "records": facts.records,
+                "erased": facts.erased,
+                "held_out_units": int(self.held_out_mask().sum()),
+                "intakes": [fact.model_dump() for fact in facts.intakes],
+            },
+        }
+
+    def add(
+        self,
+        sources: Sequence[Path],
+        *,
+        signer: SigningKey,
+        checkpoint: str,
+        who: str,
+        skip_bad: bool = False,
+        overlap_key: bytes | None = None,
+        on_overlap: adding.Overlap | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> IntakeSummary:
+        """Add the records of all sources, or nothing; see `privft.vault.adding`."""
+        state, summary = adding.add(
+            self._state,
+            sources,
+            signer=signer,
+            checkpoint=checkpoint,
+            who=who,
+            skip_bad=skip_bad,
+            overlap_key=overlap_key,
+            on_overlap=on_overlap,
+            progress=progress,
+        )
+        self._use(state)
+        return summary
+
+    def rotate(
+        self,
+        *,
+        signer: SigningKey,
+        checkpoint: str,
+        recipients: Sequence[Recipient] | None = None,
+        reencrypt: bool = False,
+    ) -> None:
+        """Start a new epoch; see `privft.vault.rotation`."""
+        self._use(
+            rotation.rotate(
+                self._state,
+                signer=signer,
+                checkpoint=checkpoint,
+                recipients=recipients,
+                reencrypt=reencrypt,
+            )
+        )
+
+    def add_recipient(self, recipient: Recipient, *, signer: SigningKey, checkpoint: str) -> None:
+        """Let one more open the vault, from a new epoch on."""
+        self.rotate(signer=signer, checkpoint=checkpoint, recipients=[*self.recipients, recipient])
+
+    def remove_recipient(self, label: str, *, signer: SigningKey, checkpoint: str) -> None:
+        """Let one fewer open it.  What that recipient copied before stays readable to them."""
+        left = [recipient for recipient in self.recipients if recipient.label != label]
+        if len(left) == len(self.recipients):
+            raise UsageError(f"no recipient with the label {label!r}")
+        self.rotate(signer=signer, checkpoint=checkpoint, recipients=left)
+
+    def erase(
+        self,
+        unit: str,
+        *,
+        signer: SigningKey,
+        checkpoint: str,
+        who: str,
+        runs: Sequence[str] = (),
+        compacting: bool = True,
+    ) -> Erasure:
+        """Erase one unit; see `privft.vault.erasure`."""
+        state, certificate = erasure.erase(
+            self._state,
+            unit,
+            signer=signer,
+            checkpoint=checkpoint,
+            who=who,
+            runs=runs,
+            compacting=compacting,
+        )
+        self._use(state)
+        return certificate
