@@ -58,6 +58,7 @@ RecipientKind = Literal["passphrase", "x25519", "service"]
 Output = Literal["adapter", "report", "canary-scores", "public-evaluation"]
 ValueT = TypeVar("ValueT")
 _Positive = Annotated[float, Field(gt=0)]
+_Order = Annotated[int, Field(ge=2)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
 
 
@@ -84,8 +85,8 @@ class Policy(Strict):
     """The cap of a data set over all runs, for ever."""
     total_delta: Rule[Annotated[float, Field(gt=0, lt=1)]]
     """The most that the cap's delta may be; large data sets get less (`Policy.cap`)."""
-    filter_orders: Rule[tuple[Annotated[float, Field(gt=1)], ...]]
-    """Orders of the Renyi filter, fixed when the data set is created."""
+    filter_orders: Rule[Annotated[tuple[_Order, ...], Field(min_length=1)]]
+    """Whole orders of the Renyi filter, fixed when the data set is created."""
     delta_factor: Rule[Annotated[float, Field(gt=0, le=1)]]
     """A run's delta must stay below this over the declared number of units."""
     min_declared_units: Rule[Annotated[int, Field(ge=2)]]
@@ -115,7 +116,7 @@ class Policy(Strict):
         return Cap(
             epsilon=self.total_epsilon.value,
             delta=min(self.total_delta.value, auto_delta(declared_units)),
-            orders=self.filter_orders.value,
+            orders=tuple(float(order) for order in self.filter_orders.value),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def canonical_json(value: Any) -> bytes:
     """The RFC 8785 bytes of a JSON value; raises `ValueError` for what has none.
 
     Only str, int (within 2**53), finite float, bool, None, list and dict with str keys are JSON
-    values: a tuple is a mistake that would come back as something else.
+    values: a tuple is a mistake that would come back as something else.  A float from 2**53 up to
+    1e21 is written like a whole number that could not be read again, and is refused too.
     """
     _require_plain(value)
     return rfc8785.dumps(value)
@@ -75,6 +76,8 @@ def _require_plain(value: Any) -> None:
             _require_plain(item)
     elif value is not None and type(value) not in (str, int, float, bool):
         raise ValueError(f"expected a JSON value, got a {type(value).__name__}")
+    elif isinstance(value, float) and 2**53 <= abs(value) < 1e21:
+        raise ValueError(f"expected a number below 2**53 or from 1e21 up, got {value}")
 
 
 def parse_canonical(data: bytes) -> Any:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,13 @@ from numpy.typing import NDArray
 from privft.audit import bounds
 from privft.audit.rates import exposure
 from privft.audit.suite import METHODS, MembershipSpec, Score
+from privft.budget.accounting import cost, tradeoff
+from privft.budget.mechanism import Event
 from privft.errors import AuditFailed
 
 Array = NDArray[np.float64]
+
+_NOISE_FACTORS = (4.0, 2.0, 1.4, 0.7, 0.5)
 
 _FEWEST_FALSE_POSITIVES = 5
 """A rate is measurable when the held-out units are expected to hold this many false positives."""
@@ -74,6 +78,30 @@ class Claim:
     def family(self) -> tuple[CurveAt, ...]:
         """The claimed curve and its relatives."""
         return (*self.relatives, CurveAt(epsilon=self.epsilon, curve=self.own_curve()))
+
+
+def claim_of(
+    events: Sequence[Event], *, epsilon: float, delta: float, relatives: bool = True
+) -> Claim:
+    """The claim of a run whose accounting events these are, with its own trade-off curve.
+
+    epsilon: what the run states at `delta`.
+    relatives: also the curves at other noise multipliers (about a second each), which turn the
+        f-DP test into a bound in terms of epsilon; without them it only says yes or no.
+    """
+    family = []
+    for factor in _NOISE_FACTORS if relatives else ():
+        other = [
+            replace(event, noise_multiplier=event.noise_multiplier * factor) for event in events
+        ]
+        family.append(CurveAt(epsilon=cost(other, delta).epsilon, curve=_curve_of(other)))
+    return Claim(epsilon=epsilon, delta=delta, curve=_curve_of(events), relatives=tuple(family))
+
+
+def _curve_of(events: Sequence[Event]) -> bounds.Curve:
+    """The accountant's own bound on the false negative rate, which is safe between its points."""
+    found = tradeoff(events)
+    return lambda fpr: 1 - found.tpr_bound(fpr)
 
 
 @dataclass(frozen=True, kw_only=True)

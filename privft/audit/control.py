@@ -3,8 +3,9 @@
 An attack that finds nothing says something only if it would have found something.  So every suite
 also attacks a model that leaks on purpose: a tiny Llama with random weights, trained for many
 epochs without clipping and without noise on generated text with the suite's own kinds of canary
-in it, in memory, never written.  The same code makes the canaries, scores, guesses and bounds.
-An audit whose control fails proves nothing, and its verdict says so.
+in it (200 a kind at most, to stay within half a minute), in memory, never written.  The same code
+makes the canaries, scores, guesses and bounds.  An audit whose control fails proves nothing, and
+its verdict says so.
 
 The twin depends on the code, the suite and the task alone, not on any run, so its result is kept
 as a small JSON file in a folder of the caller's, named after all three:
@@ -47,6 +48,7 @@ _SYLLABLES = ("ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su", "ta", 
 _LABELS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 _DELTA = 1e-5
 _LEARNING_RATE = 3e-3
+_MOST_CANARIES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ def _read(path: Path, key: Mapping[str, str]) -> Control | None:
 
 def leaky_twin(suite: Suite, *, task: Task) -> Control:
     """Train the twin and attack it.  Deterministic up to the device's floating point."""
+    suite = _at_most(suite, task, _MOST_CANARIES)
     streams = KeyedStreams(_SECRET)
     shape: Shape = "text" if task == "causal-lm" else "text-label"
     words = _made_up_words(streams, 600)
@@ -139,6 +142,18 @@ def leaky_twin(suite: Suite, *, task: Task) -> Control:
     finally:
         torch.set_num_threads(threads)
     return _judge(suite, task, [canary.kind for canary in canaries], included, base, trained)
+
+
+def _at_most(suite: Suite, task: Task, count: int) -> Suite:
+    """The suite with at most `count` canaries a kind, four fifths of them guessed at most."""
+    specs = []
+    for spec in suite.specs(task):
+        most = count * 4 // 5 // 2 * 2
+        guesses = sorted({min(number, most) for number in spec.guesses})
+        small = {"count": count, "guesses": guesses}
+        specs.append(spec if spec.count <= count else spec.model_copy(update=small))
+    field = {"causal-lm": "causal_lm", "sequence-classification": "sequence_classification"}[task]
+    return suite.model_copy(update={"canaries": suite.canaries.model_copy(update={field: specs})})
 
 
 def _judge(

@@ -39,6 +39,9 @@ def clopper_pearson_lower(successes: int, trials: int, significance: float) -> f
     return 1 - clopper_pearson_upper(trials - successes, trials, significance)
 
 
+_QUADRATURE = 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateBound:
     """Bounds from both error rates of a threshold attack on independent runs.
@@ -200,12 +203,17 @@ def gaussian_mu_interval(
     shift = float(inside.mean() - outside.mean()) / spread
     statistic = shift / scale
 
+    # P[T <= t] = E[Phi(t*s - parameter)] over s = sqrt(chi-square/freedom), taken at the midpoints
+    # of equal shares of s: library routines for the non-central t give NaN in its far tails.
+    middles = (np.arange(_QUADRATURE) + 0.5) / _QUADRATURE
+    s = np.sqrt(special.chdtri(freedom, middles) / freedom)
+
     def parameter(probability: float) -> float:
         """The non-centrality at which the statistic has this cumulative probability."""
-        width = 10 + abs(statistic) * 6 / math.sqrt(2 * freedom)
+        width = 10 + abs(statistic)
         return float(
             optimize.brentq(
-                lambda ncp: special.nctdtr(freedom, ncp, statistic) - probability,
+                lambda ncp: float(special.ndtr(statistic * s - ncp).mean()) - probability,
                 statistic - width,
                 statistic + width,
                 xtol=1e-9,

@@ -35,10 +35,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from privft.errors import ConfigError
+from privft.strictyaml import Strict, read_text, validate
 
 Task = Literal["causal-lm", "sequence-classification"]
 Kind = Literal["rare-words", "random-words", "secret", "mislabelled", "synthetic"]
@@ -52,13 +52,7 @@ _Share = Annotated[float, Field(gt=0, lt=1)]
 _Positive = Annotated[int, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    """A value that knows all its fields, converts nothing and never changes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class CanarySpec(_Strict):
+class CanarySpec(Strict):
     """One kind of canary.
 
     count: canaries made; each is in the run by its own fair coin.
@@ -88,7 +82,7 @@ class CanarySpec(_Strict):
         return self
 
 
-class CanarySpecs(_Strict):
+class CanarySpecs(Strict):
     """The kinds of canary for each task."""
 
     causal_lm: Annotated[list[CanarySpec], Field(min_length=1, alias="causal-lm")]
@@ -97,7 +91,7 @@ class CanarySpecs(_Strict):
     ]
 
 
-class ControlSpec(_Strict):
+class ControlSpec(Strict):
     """The leaky twin: how long it is trained and what the attacks must reach on it."""
 
     epochs: Annotated[int, Field(ge=1, le=2000)]
@@ -105,7 +99,7 @@ class ControlSpec(_Strict):
     epsilon_lower_at_least: Annotated[float, Field(gt=0)]
 
 
-class MembershipSpec(_Strict):
+class MembershipSpec(Strict):
     """The attack on real units, for a person inside the enclave."""
 
     units: _Positive
@@ -113,7 +107,7 @@ class MembershipSpec(_Strict):
     false_positive_rates: Annotated[list[_Share], Field(min_length=1)]
 
 
-class SelfcheckSpec(_Strict):
+class SelfcheckSpec(Strict):
     """The attack on the mechanism: tiny runs at full batch with gradient canaries."""
 
     noise_multiplier: Annotated[float, Field(gt=0)]
@@ -124,7 +118,7 @@ class SelfcheckSpec(_Strict):
     share_of_theory: _Share
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """One audit suite; the module's docstring shows the file."""
 
     version: Literal[1]
@@ -196,42 +190,20 @@ def load_suite(name: str) -> tuple[Suite, str]:
     if name not in known:
         raise ConfigError(f"there is no audit suite {name!r}", hint=f"one of {', '.join(known)}")
     content: bytes = (_shipped() / f"{name}.yaml").read_bytes()
-    suite, digest = parse_suite(content)
+    suite, digest = parse_suite(content, source=f"{name}.yaml")
     if suite.name != name:
         raise ConfigError(f"audit suite {name}: its file calls itself {suite.name!r}")
     return suite, digest
 
 
-def parse_suite(content: bytes) -> tuple[Suite, str]:
+def parse_suite(content: bytes, *, source: str = "audit suite") -> tuple[Suite, str]:
     """A suite from the bytes of its file, and their SHA-256.
 
-    Errors: ConfigError that names the first field at fault.
+    source: how errors call the file.
+    Errors: ConfigError that names the line and the field at fault.
     """
     try:
-        body = yaml.load(content, Loader=_UniqueKeys)  # noqa: S506 (a SafeLoader, see below)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        where = str(error).splitlines()[0]
-        raise ConfigError(f"audit suite is not readable YAML: {where}") from None
-    try:
-        suite = Suite.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(
-            f"audit suite: {place}: {first['msg'][:1].lower()}{first['msg'][1:]}",
-            hint="the fields are described in audits/README.md",
-        ) from None
-    return suite, hashlib.sha256(content).hexdigest()
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader to which a repeated key is an error instead of a silent override."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base class, but every key must be new."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len({str(key) for key in keys}) != len(keys):
-            raise yaml.constructor.ConstructorError(
-                None, None, "found a key twice in one mapping", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8 at byte {error.start}") from None
+    return validate(Suite, read_text(text, source=source)), hashlib.sha256(content).hexdigest()

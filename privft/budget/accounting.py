@@ -24,6 +24,7 @@ Everything expensive is cached in the process, keyed by the event.
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_right
 from collections import Counter
@@ -211,8 +212,15 @@ def _epsilon_rdp(
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders)
-    for event in events:
-        accountant.compose(_dp_event(event))
+    # it warns of orders whose series does not converge; they count as infinite, so never as best
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        for event in events:
+            accountant.compose(_dp_event(event))
+    finally:
+        logger.setLevel(level)
     if not all(value >= 0 for value in accountant.rdp):
         raise AccountingError("an RDP value is negative or NaN")
     for order, theirs in zip(accountant.orders, accountant.rdp, strict=True):
@@ -316,9 +324,9 @@ def calibrate_noise(
     for _ in range(6):  # confirm on the fine grid, and follow it where the coarse one misleads
         noise = math.ceil(noise * 1e4) / 1e4
         fine = log_excess(math.log(noise), FINE)
-        if -5e-3 <= fine <= 0:
+        if -2e-3 <= fine <= 0:
             break
-        noise *= math.exp(fine + 1e-3)
+        noise *= math.exp(fine + 5e-4)
     while cost([event(noise)], delta, adjacency=adjacency).epsilon > target_epsilon:
         noise = math.ceil(noise * 1.002 * 1e4) / 1e4
     return noise

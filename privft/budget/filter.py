@@ -157,33 +157,34 @@ def rdp(events: Sequence[Event], orders: Sequence[float]) -> tuple[float, ...]:
 
 @lru_cache(maxsize=65536)
 def _rdp_step(noise: float, probability: float, orders: tuple[int, ...]) -> tuple[float, ...]:
-    if probability == 1.0:
-        return tuple(order / (2 * noise**2) for order in orders)
-    return tuple(_rdp_sampled(noise, probability, order) for order in orders)
-
-
-def _rdp_sampled(noise: float, probability: float, order: int) -> float:
     """log(A) / (order - 1), A = sum_k C(order, k) (1-q)^(order-k) q^k exp((k^2 - k) / 2 sigma^2).
 
     The binomial weights add up to 1 and the first two exponents are 0, so A - 1 is the same sum
     with exp(x) - 1 in place of exp(x), all terms positive: nothing cancels when q is tiny.
     """
-    logs = []
-    for k in range(2, order + 1):
+    if probability == 1.0:
+        return tuple(order / (2 * noise**2) for order in orders)
+    odds, rest = math.log(probability) - math.log1p(-probability), math.log1p(-probability)
+    powers = [0.0, 0.0]  # log of (q / (1-q))^k (exp(x) - 1), the same for every order
+    for k in range(2, max(orders) + 1):
         exponent = (k * k - k) / (2 * noise**2)
-        log_expm1 = exponent + math.log(-math.expm1(-exponent))
-        weight = (
-            math.log(math.comb(order, k))
-            + k * math.log(probability)
-            + (order - k) * math.log1p(-probability)
-        )
-        logs.append(weight + log_expm1)
+        powers.append(k * odds + exponent + math.log(-math.expm1(-exponent)))
+    return tuple(_rdp_order(order, powers, order * rest) for order in orders)
+
+
+def _rdp_order(order: int, powers: Sequence[float], log_scale: float) -> float:
+    combinations = _log_combinations(order)
+    logs = [a + b for a, b in zip(combinations[2:], powers[2 : order + 1], strict=True)]
     largest = max(logs)
-    log_sum = largest + math.log(math.fsum(math.exp(value - largest) for value in logs))
-    log_a = (
-        log_sum + math.log1p(math.exp(-log_sum)) if log_sum > 0 else math.log1p(math.exp(log_sum))
-    )
-    return log_a / (order - 1)
+    log_sum = largest + log_scale + math.log(math.fsum([math.exp(x - largest) for x in logs]))
+    if log_sum > 0:
+        return (log_sum + math.log1p(math.exp(-log_sum))) / (order - 1)
+    return math.log1p(math.exp(log_sum)) / (order - 1)
+
+
+@lru_cache(maxsize=64)
+def _log_combinations(order: int) -> tuple[float, ...]:
+    return tuple(math.log(math.comb(order, k)) for k in range(order + 1))
 
 
 def conversion(order: float, delta: float) -> float:

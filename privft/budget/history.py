@@ -25,7 +25,7 @@ An entry out of order is the caller's mistake (`OrderError`), a run beyond the c
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,21 +89,27 @@ class _Budget:
     runs: int = 0
     exhausted: bool = False
     spent: Counter[tuple[float, float]] = field(default_factory=Counter)
-    spent_rdp: list[float] = field(default_factory=list)  # of settled runs: only ever grows
     open: dict[str, tuple[Event, ...]] = field(default_factory=dict)
+    summed: list[float] = field(default_factory=list)  # RDP of what settled runs were charged
+    to_sum: list[Event] = field(default_factory=list)  # but for these, which nobody asked for yet
 
     def charge(self, events: Sequence[Event]) -> None:
         for event in events:
             self.spent[event.noise_multiplier, event.sampling_probability] += event.count
-        added = rdp(events, self.cap.orders)
-        self.spent_rdp = [a + b for a, b in zip(self.spent_rdp, added, strict=True)]
+        self.to_sum.extend(events)
 
     def reserved(self) -> list[Event]:
         return [event for events in self.open.values() for event in events]
 
     def committed_rdp(self) -> list[float]:
-        held = rdp(self.reserved(), self.cap.orders)
-        return [a + b for a, b in zip(self.spent_rdp, held, strict=True)]
+        """The sums over settled runs, which only grow, and over open ones."""
+        self.summed = _plus(self.summed, rdp(self.to_sum, self.cap.orders))
+        self.to_sum = []
+        return _plus(self.summed, rdp(self.reserved(), self.cap.orders))
+
+
+def _plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x + y for x, y in zip(a, b, strict=True)] if a else list(b)
 
 
 def merge(events: Sequence[Event]) -> Counter[tuple[float, float]]:
@@ -129,7 +135,7 @@ class History:
         self.last_time = ""
         self.workspace: Mapping[str, Any] = {}
         self.datasets: dict[str, str] = {}  # data set -> lineage
-        self.runs: dict[str, RunRecord] = {}
+        self._runs: dict[str, dict[str, Any]] = {}  # run -> the fields of its record
         self.positions: dict[tuple[str, str], list[int]] = defaultdict(list)
         self.recovered_notes: set[str] = set()
         self._budgets: dict[str, _Budget] = {}
@@ -147,11 +153,20 @@ class History:
         """Every lineage that has a budget, oldest first."""
         return list(self._budgets)
 
+    @property
+    def runs(self) -> Collection[str]:
+        """The names of all runs, oldest first."""
+        return self._runs.keys()
+
     def run(self, run: str) -> RunRecord:
         """The record of a run; raises `OrderError` for one that was never reserved."""
-        if run not in self.runs:
+        if run not in self._runs:
             raise OrderError(f"run {run} is not in the ledger")
-        return self.runs[run]
+        return RunRecord(**self._runs[run])
+
+    def cap(self, lineage: str) -> Cap:
+        """The cap of a lineage; raises `OrderError` when it has no budget."""
+        return self._budget(lineage).cap
 
     def budget(self, lineage: str) -> BudgetView:
         """The budget of a lineage; raises `OrderError` when it has none."""
@@ -216,12 +231,11 @@ class History:
             self._check_settlement(body)
         elif entry.kind in ("run-audited", "run-waived", "run-released"):
             self._check_verdict(entry)
-        elif entry.kind == "recovered":
-            if sorted(body["lineages"]) != sorted(self._budgets):
-                raise OrderError(
-                    f"a recovery exhausts all {len(self._budgets)} budgets, and "
-                    f"{len(body['lineages'])} are named"
-                )
+        elif entry.kind == "recovered" and sorted(body["lineages"]) != sorted(self._budgets):
+            raise OrderError(
+                f"a recovery exhausts all {len(self._budgets)} budgets, and "
+                f"{len(body['lineages'])} are named"
+            )
 
     def _check_dataset(self, body: Mapping[str, Any]) -> None:
         if body["dataset"] in self.datasets:
@@ -243,7 +257,7 @@ class History:
 
     def _check_reservation(self, body: Mapping[str, Any]) -> None:
         self._check_lineage(body["dataset"], body["lineage"])
-        if body["run"] in self.runs:
+        if body["run"] in self._runs:
             raise OrderError(f"run {body['run']} was reserved before")
         mechanism = Mechanism.from_dict(body["mechanism"])
         budget = self._budget(body["lineage"])
@@ -318,11 +332,11 @@ class History:
         elif entry.kind == "run-settled":
             self._settle(entry)
         elif entry.kind == "run-audited":
-            self._note(body["run"], verdict=body["verdict"], waived_until=None)
+            self._runs[body["run"]].update(verdict=body["verdict"], waived_until=None)
         elif entry.kind == "run-waived":
-            self._note(body["run"], waived_until=body["expires"])
+            self._runs[body["run"]].update(waived_until=body["expires"])
         elif entry.kind == "run-released":
-            self._note(body["run"], released=entry.index)
+            self._runs[body["run"]].update(released=entry.index)
         elif entry.kind == "recovered":
             self.recovered_notes.update(body["known"])
             for lineage in body["lineages"]:
@@ -330,40 +344,41 @@ class History:
         self.size = entry.index + 1
         self.last_time = entry.time
 
-    def _note(self, run: str, **changes: Any) -> None:
-        self.runs[run] = replace(self.runs[run], **changes)
-
     def _add_dataset(self, body: Mapping[str, Any]) -> None:
         self.datasets[body["dataset"]] = body["lineage"]
         if body["lineage"] not in self._budgets:
             cap = Cap.from_dict(body["cap"])
-            self._budgets[body["lineage"]] = _Budget(
-                unit=body["unit"], cap=cap, spent_rdp=[0.0] * len(cap.orders)
-            )
+            self._budgets[body["lineage"]] = _Budget(unit=body["unit"], cap=cap)
 
     def _add_run(self, entry: Entry) -> None:
         body = entry.body
-        main = Mechanism.from_dict(body["mechanism"]).event()
+        mechanism = body["mechanism"]
+        main = Event(
+            noise_multiplier=mechanism["noise_multiplier"],
+            sampling_probability=mechanism["sampling_probability"],
+            count=mechanism["steps"],
+        )
         events = [Event.from_dict(event) for event in body["events"]]
         events.remove(main)
-        record = RunRecord(
-            run=body["run"],
-            dataset=body["dataset"],
-            lineage=body["lineage"],
-            actor=entry.actor,
-            steps=main.count,
-            charged=(main, *events),
-            reserved=entry.index,
-        )
-        self.runs[record.run] = record
-        budget = self._budgets[record.lineage]
-        budget.open[record.run] = record.charged
+        charged = (main, *events)
+        self._runs[body["run"]] = {
+            "run": body["run"],
+            "dataset": body["dataset"],
+            "lineage": body["lineage"],
+            "actor": entry.actor,
+            "steps": main.count,
+            "charged": charged,
+            "reserved": entry.index,
+        }
+        budget = self._budgets[body["lineage"]]
+        budget.open[body["run"]] = charged
         budget.runs += 1
 
     def _settle(self, entry: Entry) -> None:
         body = entry.body
         charged = self.charge_for(body["run"], body["steps_charged"])
-        budget = self._budgets[self.runs[body["run"]].lineage]
+        facts = self._runs[body["run"]]
+        budget = self._budgets[facts["lineage"]]
         del budget.open[body["run"]]
         budget.charge(charged)
-        self._note(body["run"], settled=entry.index, outcome=body["outcome"], charged=charged)
+        facts.update(settled=entry.index, outcome=body["outcome"], charged=charged)

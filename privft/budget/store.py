@@ -1,8 +1,8 @@
 """Where a ledger's bytes lie: a small interface, and SQLite behind it.
 
-A store keeps three things and understands none of them: entries (position -> bytes), the journal of
-steps ((run, step) -> 32 bytes), and two signed notes (`checkpoint` and `journal`).  All rules live in
-`ledger`; all trust comes from hashes and signatures, never from the database.
+A store keeps three things and understands none of them: entries (position -> bytes), the journal
+of steps ((run, step) -> 32 bytes), and two signed notes (`checkpoint` and `journal`).  All rules
+live in `ledger`; all trust comes from hashes and signatures, never from the database.
 
 The SQLite file is in WAL mode with synchronous=FULL: a transaction that was committed survives a
 crash of the process, the system and the power.  Writers take the one writer lock *before* they read
@@ -21,6 +21,7 @@ of one.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -32,10 +33,9 @@ from privft.errors import InputError, IntegrityError, OrderError, PrivftError
 APPLICATION_ID = 0x70726966  # "prif": how a ledger is told from any other SQLite file
 FORMAT = 1
 BUSY_S = 120.0
-NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs3 nfs4 cifs smb smb2 smb3 smbfs ncpfs 9p afs afp ceph glusterfs lustre gpfs beegfs "
-    "ocfs2 gfs2 davfs fuse.sshfs fuse.glusterfs fuse.s3fs fuse.rclone fuse.gcsfuse fuse.davfs2 "
-    "fuse.cephfs fuse.smbnetfs fuse.juicefs fuse.goofys fuse.blobfuse2".split()
+NETWORK_FILE_SYSTEMS = re.compile(
+    r"nfs\d?|cifs|smb\w*|ncpfs|9p|afs|afp|ceph|glusterfs|lustre|gpfs|beegfs|ocfs2|gfs2|davfs"
+    r"|fuse\.(sshfs|glusterfs|s3fs|rclone|gcsfuse|davfs2|cephfs|smbnetfs|juicefs|goofys|blobfuse2)"
 )
 _SCHEMA = {
     "entries": "CREATE TABLE entries (position INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
@@ -105,7 +105,7 @@ def refuse_network_file_system(path: Path) -> None:
             hint="a ledger needs Linux with /proc mounted",
         ) from error
     kind = file_system_of(path, mounts)
-    if kind in NETWORK_FILE_SYSTEMS:
+    if NETWORK_FILE_SYSTEMS.fullmatch(kind):
         raise InputError(
             f"{path.name} lies on a network file system ({kind}), which does not keep locks",
             hint="put the workspace on a local disk",

@@ -21,8 +21,9 @@ import jinja2
 import yaml
 
 from privft.report.facts import Facts
-from privft.report.page import bets, exact, round_up, unit_words, verdict
+from privft.report.page import verdict
 from privft.report.statement import digest, validate
+from privft.report.wording import bets, exact, round_down, round_up, unit_words
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])|^([#>+-]|\d+[.)])")
 
@@ -96,5 +97,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(md=markdown, quoted=quoted, up=round_up, exact=exact)
+    environment.filters.update(
+        md=markdown, quoted=quoted, up=round_up, down=round_down, exact=exact
+    )
     return environment

@@ -205,12 +205,12 @@ class PlanFacts(Strict):
 
 
 class Approval(Strict):
-    """One person's signature on the plan."""
+    """One person's Ed25519 signature, in hexadecimal, over `plan.approval_message`."""
 
     name: Line
     keyid: Sha256
     time: Time
-    signature: Line
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 
 class BudgetFacts(Strict):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from privft.report.facts import Facts
+from privft.report.wording import bets, round_up
 
 Answer = Literal["met", "open", "operator", "attested", "not applicable"]
 
@@ -79,8 +80,8 @@ def _parameters(facts: Facts) -> list[Hazard]:
             "epsilon-size",
             "Epsilon too large to mean anything",
             "open" if weak else "met",
-            f"epsilon {claim.epsilon:.2f} lets the best attacker win at most "
-            f"{claim.odds_percent:.1f} of 100 even bets"
+            f"epsilon {round_up(claim.epsilon)} lets the best attacker win at most "
+            f"{bets(claim.odds_percent)} of 100 even bets"
             + (", which is hardly any protection" if weak else "")
             + f"; the policy {'allows it' if rules_met else 'does not allow this run as it is'}.",
             "guarantee",
@@ -122,7 +123,7 @@ def _parameters(facts: Facts) -> list[Hazard]:
             "met" if claim.substitute else "open",
             "epsilon is stated for adding or removing a unit"
             + (
-                f", and {claim.substitute.epsilon_pld:.2f} for replacing one."
+                f", and {round_up(claim.substitute.epsilon_pld)} for replacing one."
                 if claim.substitute
                 else "; the cost of replacing one was not computed."
             ),

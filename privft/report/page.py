@@ -9,13 +9,11 @@ Policy in its head forbids the rest even if a name in the statement were to carr
 escaping.  It follows the reader's dark mode, prints on A4, and its first page is written for a
 reader who knows nothing of differential privacy.
 
-Rounding goes against the claim: an epsilon that is claimed and the attacker's odds are rounded up,
-an epsilon that an attack proved is rounded down, and the exact numbers stand in the tables.
+Rounded numbers are rounded against the claim (`report.wording`); the exact ones stand in tables.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +28,16 @@ from privft.report.facts import Facts
 from privft.report.findings import AuditTest, Utility
 from privft.report.hazards import Hazard, hazards
 from privft.report.statement import digest, validate
+from privft.report.wording import (
+    bets,
+    exact,
+    odds_of,
+    plain_value,
+    pretty_json,
+    round_down,
+    round_up,
+    unit_words,
+)
 from privft.signing import VerifyKey
 
 
@@ -61,7 +69,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
     """
     facts = validate(statement).predicate
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             facts=facts,
@@ -71,7 +79,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             words=unit_words(facts.guarantee.unit),
             bets=bets(facts.guarantee.odds_percent),
             cap_odds=odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta),
-            charts=_charts(facts),
+            charts=charts(facts),
             intervals=[accuracy_interval(test) for test in facts.audit.tests],
             hazards=_by_layer(hazards(facts)),
             waiting=[row for row in hazards(facts) if row.answer == "operator"],
@@ -137,38 +145,6 @@ def signers(facts: Facts, envelope: Mapping[str, Any] | None) -> list[Signer]:
     return rows
 
 
-def unit_words(unit: str) -> dict[str, str]:
-    """How the page speaks of one unit to somebody who is one."""
-    if unit == "subject":
-        return {
-            "one": "one person, with all of that person's records",
-            "your": "your records were",
-            "short": "person",
-            "many": "people",
-        }
-    return {
-        "one": "one record",
-        "your": "your record was",
-        "short": "record",
-        "many": "records",
-    }
-
-
-def bets(percent: float) -> int:
-    """How many of 100 bets the attacker wins at most: rounded up."""
-    return min(100, math.ceil(percent - 1e-9))
-
-
-def odds_of(epsilon: float, delta: float) -> float:
-    """The best accuracy, in percent, against any (epsilon, delta) private mechanism.
-
-    With equal odds beforehand: 1/2 + (e^epsilon - 1 + 2 delta) / (2 (e^epsilon + 1)) (Kairouz, Oh,
-    Viswanath 2015, theorem 2.1: the trade-off curve's corner).
-    """
-    grown = math.exp(min(epsilon, 700.0))
-    return 100 * min(1.0, 0.5 + (grown - 1 + 2 * delta) / (2 * (grown + 1)))
-
-
 def accuracy_interval(test: AuditTest) -> tuple[float, float] | None:
     """Wilson's 95% interval for the share of right guesses (none without guesses)."""
     n = test.guesses
@@ -181,7 +157,8 @@ def accuracy_interval(test: AuditTest) -> tuple[float, float] | None:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _charts(facts: Facts) -> dict[str, Any]:
+def charts(facts: Facts) -> dict[str, Any]:
+    """Every chart of the report by name, as safe SVG; `utility` is a list."""
     audit = facts.audit
     attack = list(zip(audit.roc.fpr, audit.roc.tpr, strict=True)) if audit.roc else None
     groups: dict[tuple[str, str], list[Utility]] = {}
@@ -237,7 +214,8 @@ def _by_layer(rows: Sequence[Hazard]) -> dict[str, list[Hazard]]:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates, escaping for HTML, strict about unknown names."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("privft.report", "templates"),
         autoescape=True,
@@ -250,42 +228,3 @@ def _environment() -> jinja2.Environment:
         up=round_up, down=round_down, exact=exact, json=pretty_json, value=plain_value
     )
     return environment
-
-
-def round_up(value: float, digits: int = 2) -> str:
-    """A claimed or spent amount: never shown smaller than it is."""
-    scale = 10**digits
-    return f"{math.ceil(value * scale - 1e-9) / scale:.{digits}f}"
-
-
-def round_down(value: float, digits: int = 2) -> str:
-    """A proven lower bound, or what is left: never shown larger than it is."""
-    scale = 10**digits
-    return f"{math.floor(value * scale + 1e-9) / scale:.{digits}f}"
-
-
-def exact(value: float) -> str:
-    """The number as it is signed: the shortest text that reads back as the same number."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return repr(value)
-
-
-def pretty_json(value: object) -> str:
-    """Indented JSON with sorted keys, for the reader."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-
-
-def plain_value(value: object) -> str:
-    """A policy's limit or what was found, on one line."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, (int, float)):
-        return exact(value)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return ", ".join(plain_value(item) for item in value)
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)

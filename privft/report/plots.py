@@ -163,8 +163,14 @@ def claim_and_attacks(
         )
     )
     parts.append(_text(width / 2, bottom + 36, "epsilon", MUTED, 12, "middle"))
-    parts.append(_text(x.start, bottom + 56, "■ proven by the attack", INK, 12))
-    parts.append(_text(x.start + 168, bottom + 56, "▯ most it could have proven", ACCENT, 12))
+    y = bottom + 47
+    parts.append(f'<rect x="{number(x.start)}" y="{y}" width="16" height="9" fill="{INK}"/>')
+    parts.append(_text(x.start + 22, bottom + 56, "proven by the attack", INK, 12))
+    parts.append(
+        f'<rect x="{number(x.start + 176)}" y="{y}" width="16" height="9" rx="2" fill="{SOFT}" '
+        f'stroke="{ACCENT}" stroke-dasharray="3 3"/>'
+    )
+    parts.append(_text(x.start + 198, bottom + 56, "most it could have proven", ACCENT, 12))
     told = "; ".join(
         f"{label}: proved at least {lower:.2f}, could have proved {ceiling:.2f} at most"
         for label, lower, ceiling in tests
@@ -173,8 +179,14 @@ def claim_and_attacks(
     return _svg("claim", "Claim against attacks", description, bottom + 66, parts)
 
 
-def burn_down(cap: float, history: Sequence[tuple[str, float]]) -> str:
-    """What is left of the budget after each run; the last run is the one reported.
+def burn_down(
+    cap: float,
+    history: Sequence[tuple[str, float]],
+    *,
+    key: str = "burn",
+    mark_last: str = "this run",
+) -> str:
+    """What is left of the budget after each run; the last one is marked.
 
     cap: the whole budget.  history: (run, epsilon spent after it), in order of time.
     """
@@ -200,7 +212,7 @@ def burn_down(cap: float, history: Sequence[tuple[str, float]]) -> str:
     )
     side = "end" if last > 2 else "start"
     shift = -8 if side == "end" else 8
-    parts.append(_text(fall[0] + shift, (fall[1] + fall[2]) / 2 + 4, "this run", BAD, 12.5, side))
+    parts.append(_text(fall[0] + shift, (fall[1] + fall[2]) / 2 + 4, mark_last, BAD, 12.5, side))
     every = max(1, math.ceil(len(history) / 6))
     room = 16 if len(history) <= 2 else 7
     for i, (run, _) in enumerate(history, start=1):
@@ -213,7 +225,37 @@ def burn_down(cap: float, history: Sequence[tuple[str, float]]) -> str:
     description = f"The budget starts at {cap:.2f}. " + " ".join(
         f"After {run}: {max(cap - spent, 0):.2f} left." for run, spent in history[-6:]
     )
-    return _svg("burn", "Budget left after each run", description, 264, parts)
+    return _svg(key, "Budget left after each run", description, 264, parts)
+
+
+def frontier(
+    measure: str, points: Sequence[tuple[str, float, float]], *, key: str = "frontier"
+) -> str:
+    """What each epsilon bought: (run, epsilon, measure on the trained model), one dot a run."""
+    values = [value for _, _, value in points]
+    margin = (max(values) - min(values)) * 0.15 or abs(values[0]) * 0.1 or 1.0
+    high = _round_up(max(epsilon for _, epsilon, _ in points) * 1.1)
+    x = Axis(low=0, high=high, start=52, end=426)
+    y = Axis(low=min(values) - margin, high=max(values) + margin, start=216, end=20)
+    parts = []
+    for tick in _ticks(high):
+        parts.append(f'<path d="M{number(x.at(tick))} 20V216" stroke="{GRID}"/>')
+        parts.append(_text(x.at(tick), 234, _short(tick), MUTED, 12, "middle"))
+    for share in (0.0, 0.5, 1.0):
+        value = y.low + share * (y.high - y.low)
+        parts.append(f'<path d="M52 {number(y.at(value))}H426" stroke="{GRID}"/>')
+        parts.append(_text(46, y.at(value) + 4, _short(value), MUTED, 12, "end"))
+    for run, epsilon, value in points:
+        parts.append(_circle(x.at(epsilon), y.at(value), ACCENT, PAPER))
+        side = "end" if x.at(epsilon) > 320 else "start"
+        shift = -10 if side == "end" else 10
+        if len(points) <= 12:
+            parts.append(
+                _text(x.at(epsilon) + shift, y.at(value) + 4, _clip(run, 16, "…"), INK, 11.5, side)
+            )
+    parts.append(_text(239, 254, "epsilon of the run", MUTED, 12, "middle"))
+    told = "; ".join(f"{run}: epsilon {e:.2f}, {_short(v)}" for run, e, v in points)
+    return _svg(key, f"{measure} against epsilon", f"{told}.", 264, parts)
 
 
 def dumbbells(
@@ -240,17 +282,17 @@ def dumbbells(
                 f'<path d="M{a} {y - 6}V{y + 6}M{a} {y}H{b}M{b} {y - 6}V{y + 6}" '
                 f'stroke="{INK}" stroke-width="1.5"/>'
             )
-        parts.append(
-            f'<circle cx="{number(x.at(base))}" cy="{y}" r="6" fill="{PAPER}" '
-            f'stroke="{MUTED}" stroke-width="2"/>'
-        )
-        parts.append(f'<circle cx="{number(x.at(trained))}" cy="{y}" r="6" fill="{ACCENT}"/>')
+        parts.append(_circle(x.at(base), y, PAPER, MUTED))
+        parts.append(_circle(x.at(trained), y, ACCENT, ACCENT))
         first = "end" if base > trained else "start"
         other = "start" if base > trained else "end"
         parts.append(_text(x.at(base), y + 20, _short(base), MUTED, 12, first))
         parts.append(_text(x.at(trained), y + 20, _short(trained), ACCENT, 12, other))
     bottom = 36 + 58 * len(rows)
-    parts.append(_text(14, bottom + 2, f"○ base   ● trained   ({unit})", MUTED, 12))
+    parts.append(_circle(20, bottom - 2, PAPER, MUTED))
+    parts.append(_text(32, bottom + 2, "base", MUTED, 12))
+    parts.append(_circle(84, bottom - 2, ACCENT, ACCENT))
+    parts.append(_text(96, bottom + 2, f"trained ({unit})" if unit else "trained", MUTED, 12))
     told = "; ".join(f"{label}: {_short(b)} before, {_short(t)} after" for label, b, t, _ in rows)
     return _svg(key, title, f"{told} ({unit}).", bottom + 12, parts)
 
@@ -269,6 +311,13 @@ def _text(x: float, y: float, words: str, colour: str, size: float, anchor: str 
     return (
         f'<text x="{number(x)}" y="{number(y)}" font-size="{number(size)}" fill="{colour}" '
         f'text-anchor="{anchor}">{html.escape(words)}</text>'
+    )
+
+
+def _circle(x: float, y: float, fill: str, stroke: str) -> str:
+    return (
+        f'<circle cx="{number(x)}" cy="{number(y)}" r="6" fill="{fill}" stroke="{stroke}" '
+        'stroke-width="2"/>'
     )
 
 

@@ -17,6 +17,7 @@ from privft.budget import accounting
 from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
 from privft.errors import IntegrityError, SignatureError
+from privft.plan import approval_message
 from privft.policy import PlanFacts, Policy
 from privft.policy import check as policy_check
 from privft.report import claim
@@ -92,7 +93,7 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
 
 
 def approvals_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot) -> str:
-    """Every approval in the statement is an entry of the ledger by a trusted, distinct person."""
+    """Every approval in the statement is an entry of the ledger, signed by a trusted person."""
     facts = statement.predicate
     names = [approval.name for approval in facts.approvals]
     keys = [approval.keyid for approval in facts.approvals]
@@ -114,8 +115,10 @@ def approvals_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot)
             raise SignatureError(f"the trust root does not know {approval.name}")
         if "approver" not in person.roles:
             raise SignatureError(f"{approval.name} is no approver in the trust root")
-        if VerifyKey.from_hex(person.name, person.ed25519).keyid != approval.keyid:
+        key = VerifyKey.from_hex(person.name, person.ed25519)
+        if key.keyid != approval.keyid:
             raise SignatureError(f"{approval.name} approved with a key that is not theirs")
+        key.verify(bytes.fromhex(approval.signature), approval_message(facts.plan.sha256))
     if not facts.approvals:
         return "no approval was asked for, none is stated"
     return f"approved by {', '.join(names)}, before the run was reserved"

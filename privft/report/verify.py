@@ -37,6 +37,7 @@ import json
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,9 @@ _CHECKS: tuple[tuple[str, Callable[[_Found], str]], ...] = (
         _rendered(LICENCE_NOTE, lambda found: render_licence_note(_need(found.plain, "statement"))),
     ),
 )
+
+
+def recipe() -> str:
+    """The one-page recipe that checks a release with public tools only (Markdown)."""
+    template = resources.files("privft.report") / "templates" / "recipe.md"
+    return template.read_text(encoding="utf-8")

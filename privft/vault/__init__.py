@@ -8,9 +8,12 @@ From the bytes upwards:
 
     floe.py        sealed bytes: FLOE, for cells and for streams                          (pure)
     keys.py        who can open: recipients, and how an epoch key is wrapped to each of them
-    services.py    recipients whose private key a key service or a PKCS#11 token keeps
+    services.py    recipients whose private key a key service keeps, through any program
+    tokens.py      a PKCS#11 token as such a service
     cells.py       one unit <-> one padded, sealed cell
     segments.py    immutable files of cells
+    fields.py      which column of a source is what
+    overlap.py     keyed hashes that show when two vaults hold the same people or text
     index.py       where each cell lies and under which key; the Merkle tree over the cells
     manifest.py    the signed file that says which of all files are the vault
     durable.py     the only writes to disk: new files, and the atomic change of the manifest

@@ -1,10 +1,12 @@
 """Source files -> rows -> records: streamed, validated, and reported by line, never by content.
 
-Sources are JSON Lines and CSV (plain or gzip), Parquet files, and folders saved by `datasets`.  All
-are read through `datasets` in streaming mode, which keeps nothing: its Arrow caches, which hold
-every row in the clear, are never made.  (It does make empty lock files; they go to a folder of
-their own that is removed.)  JSON Lines and CSV are read as streams of *lines* and parsed here, so
-that a bad line has its number, and no type is guessed: a CSV subject "007" stays "007".
+Sources are JSON Lines and CSV (plain or gzip), Parquet files, and folders saved by `datasets`.
+Parquet and saved folders are read through `datasets` in streaming mode, which keeps nothing: its
+Arrow caches, which hold every row in the clear, are never made.  (It does make empty lock files;
+they go to a folder of their own that is removed.)  JSON Lines and CSV are read here as bytes, line
+by line, so that a bad line has its number, bytes that are not UTF-8 spoil one row and not the file
+(the text reader of datasets 5.2 ignores `encoding` for gzip), a line without an end cannot fill
+the memory, and no type is guessed: a CSV subject "007" stays "007".
 
 What makes a row bad: it is not JSON, not UTF-8, or has too few or too many columns; a column is
 missing, empty, of the wrong type, or longer than the cap.  The reasons are fixed phrases and names
@@ -20,11 +22,12 @@ becomes unit "p-17" with the record {"id": "9f86d081884c7d65-1", "text": "Stable
 from __future__ import annotations
 
 import csv
-import glob
+import gzip
 import hashlib
 import json
 import logging
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +39,8 @@ from privft.vault.fields import FieldMap
 from privft.vault.manifest import Caps
 
 _CHUNK_BYTES = 1 << 20
+_MAX_LINE_BYTES = 64 << 20
+_MAX_FIELD_CHARACTERS = 16 << 20
 _MAX_ID_BYTES = 512
 _SUFFIXES = {
     ".jsonl": "jsonl",
@@ -204,39 +209,51 @@ def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
 
 
 def _csv_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(_MAX_FIELD_CHARACTERS)
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     while True:
+        line = reader.line_num + 1
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error:
-            yield Row(line=reader.line_num, columns={}, fault="not CSV: a quote out of place")
+            yield Row(line=line, columns={}, fault="not CSV: a quote or line end out of place")
             continue
         if header is None:
             header = values
             if len(set(header)) != len(header):
                 raise InputError(f"{name} names a column twice in its first line")
         elif len(values) == len(header):
-            yield Row(line=reader.line_num, columns=dict(zip(header, values, strict=True)))
+            yield Row(line=line, columns=dict(zip(header, values, strict=True)))
         elif values:
             fault = f"{len(values)} columns where the first line has {len(header)}"
-            yield Row(line=reader.line_num, columns={}, fault=fault)
+            yield Row(line=line, columns={}, fault=fault)
 
 
 def _lines(source: Path) -> Iterator[str]:
-    """Lines with their ends; bytes that are not UTF-8 become lone surrogates, refused later.
-
-    Read as Latin-1, in which every byte is a character, so that no decoder stops in the middle of
-    a file without saying on which line.
-    """
-    first = True
-    for row in _stream("text", source, encoding="latin-1", keep_linebreaks=True):
-        line = str(row["text"]).encode("latin-1").decode("utf-8", errors="surrogateescape")
-        yield line.removeprefix("\ufeff") if first else line
-        first = False
+    """Lines with their ends; bytes that are not UTF-8 become lone surrogates, refused later."""
+    zipped = source.suffix.lower() == ".gz"
+    with gzip.open(source, "rb") if zipped else source.open("rb") as file:
+        first = True
+        while True:
+            try:
+                line = file.readline(_MAX_LINE_BYTES + 1)
+            except (OSError, EOFError, zlib.error) as error:
+                failure = type(error).__name__
+                break
+            if not line:
+                return
+            if len(line) > _MAX_LINE_BYTES:
+                raise InputError(
+                    f"{source.name} has a line of more than {_MAX_LINE_BYTES} bytes",
+                    hint="write one record a line",
+                )
+            text = line.decode("utf-8", errors="surrogateescape")
+            yield text.removeprefix("\ufeff") if first else text
+            first = False
+    raise _unreadable(source, failure)
 
 
 def _table_rows(source: Path, kind: str) -> Iterator[Row]:
@@ -244,7 +261,7 @@ def _table_rows(source: Path, kind: str) -> Iterator[Row]:
         yield Row(line=number, columns=columns)
 
 
-def _stream(kind: str, source: Path, **options: Any) -> Iterator[Mapping[str, Any]]:
+def _stream(kind: str, source: Path) -> Iterator[Mapping[str, Any]]:
     """Rows through `datasets` in streaming mode."""
     import datasets
 
@@ -254,13 +271,11 @@ def _stream(kind: str, source: Path, **options: Any) -> Iterator[Mapping[str, An
             if kind == "saved":
                 stream = datasets.load_from_disk(str(source)).to_iterable_dataset()
             else:
+                # a name without the characters that `datasets` would expand
+                link = Path(locks) / "source.parquet"
+                link.symlink_to(source.absolute())
                 stream = datasets.load_dataset(
-                    kind,
-                    data_files=[glob.escape(str(source.absolute()))],
-                    split="train",
-                    streaming=True,
-                    cache_dir=locks,
-                    **options,
+                    kind, data_files=[str(link)], split="train", streaming=True, cache_dir=locks
                 )
             yield from stream
         except MemoryError:
@@ -270,10 +285,14 @@ def _stream(kind: str, source: Path, **options: Any) -> Iterator[Mapping[str, An
             failure = type(error).__name__
     if failure:
         # raised out here, so that not even its context holds the library's error
-        raise InputError(
-            f"{source.name} cannot be read: {failure}",
-            hint="check that the file is whole and of the format that its name says",
-        )
+        raise _unreadable(source, failure)
+
+
+def _unreadable(source: Path, failure: str) -> InputError:
+    return InputError(
+        f"{source.name} cannot be read: {failure}",
+        hint="check that the file is whole and of the format that its name says",
+    )
 
 
 @contextmanager

@@ -327,5 +327,11 @@ def commit(
         signer=signer.name,
     )
     durable.replace_manifest(path, sign_manifest(manifest, signer))
-    durable.sweep(path, manifest.file_names())
+    try:
+        durable.sweep(path, manifest.file_names())
+    except OSError as error:
+        raise PrivftError(
+            f"the vault is changed, but files of the version before remain: {error.strerror}",
+            hint="any later change of the vault removes them; until then they are a copy",
+        ) from None
     return State(path=path, manifest=manifest, epoch_key=epoch_key, facts=facts, rows=change.rows)

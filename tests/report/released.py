@@ -13,6 +13,7 @@ from privft.budget import translog
 from privft.budget.entries import Entry, make_entry
 from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
+from privft.plan import approval_message
 from privft.report import claim, recompute, statement, verify
 from privft.report.card import render_card, render_licence_note
 from privft.report.page import render
@@ -126,6 +127,7 @@ def true_facts(checkpoint_before: str = "") -> dict[str, Any]:
     facts["config"]["sha256"] = sha256_hex(canonical_json(facts["config"]["body"]))
     for approval, key in zip(facts["approvals"], (JONAS, AMARA), strict=True):
         approval["name"], approval["keyid"] = key.name, key.public.keyid
+        approval["signature"] = key.sign(approval_message(facts["plan"]["sha256"])).hex()
     facts["audit"]["tests"] = [_bound(test) for test in facts["audit"]["tests"]]
     facts["policy"] = {
         "name": "hospital",
@@ -169,6 +171,7 @@ def write_release(
     *,
     change: Callable[[dict[str, Any]], None] = lambda facts: None,
     keys: Sequence[SigningKey] = (RUN, AMARA),
+    approved: Callable[[dict[str, Any]], None] = lambda entry: None,
     ledger_change: Callable[[dict[str, Any]], None] = lambda bodies: None,
 ) -> dict[str, Any]:
     """A released folder; `change` edits the facts before they are signed, `ledger_change` the
@@ -239,6 +242,7 @@ def write_release(
             "approver": approval["name"],
             "signature": approval["signature"],
         }
+        approved(body)
         ledger.append("plan-approved", body, approval["name"], approval["time"])
     times = {"run-reserved": run["reserved_time"], "run-settled": run["settled_time"]}
     for kind, body in bodies.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from privft.report import page, statement
+from privft.report import page, statement, wording
 from privft.signing import SigningKey, dsse_sign
 from tests.report.made_up import made_up_facts
 
@@ -154,7 +155,7 @@ def test_headings_descend_without_gaps_and_ids_are_unique() -> None:
     levels = [int(tag[1]) for tag, _ in seen.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     ids = [a["id"] for _, a in seen.tags if a.get("id")]
     assert len(ids) == len(set(ids))
     links = [a["href"] for tag, a in seen.tags if tag == "a"]
@@ -193,17 +194,17 @@ def test_one_failure_anywhere_is_no_pass(path: tuple[Any, ...], value: Any, word
 
 
 def test_rounding_goes_against_the_claim() -> None:
-    assert page.round_up(1.9011) == "1.91"
-    assert page.round_up(1.9) == "1.90"
-    assert page.round_down(0.3799) == "0.37"
-    assert page.bets(64.0000001) == 65
-    assert page.bets(64.0) == 64
+    assert wording.round_up(1.9011) == "1.91"
+    assert wording.round_up(1.9) == "1.90"
+    assert wording.round_down(0.3799) == "0.37"
+    assert wording.bets(64.0000001) == 65
+    assert wording.bets(64.0) == 64
 
 
 def test_odds_of_epsilon_and_delta_match_the_closed_form() -> None:
-    assert page.odds_of(0.0, 0.0) == 50
-    assert page.odds_of(1.0, 0.0) == pytest.approx(100 * 2.718281828 / 3.718281828)
-    assert page.odds_of(1e4, 0.0) == 100
+    assert wording.odds_of(0.0, 0.0) == 50
+    assert wording.odds_of(1.0, 0.0) == pytest.approx(100 * 2.718281828 / 3.718281828)
+    assert wording.odds_of(1e4, 0.0) == 100
 
 
 def test_interval_contains_the_share_and_shrinks_with_more_guesses() -> None:

@@ -1,0 +1,248 @@
+"""Reading a ledger without believing its file.
+
+`Reader` is everything that an auditor with the log's public key can do; `ledger.Ledger` adds the
+verbs that write.  On first use it hashes every entry, compares the root with the signed checkpoint,
+and builds its view (`History`) from those bytes alone; later transactions hash what was added
+since.  A ledger that went backwards under an open reader is an `IntegrityError`.  Typed and
+canonical form and the order of entries are not checked again at every opening: the log's key signs
+only what passed those checks, and `verify` repeats all of them from the first byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from privft.budget import translog
+from privft.budget.entries import Entry
+from privft.budget.filter import Admission
+from privft.budget.history import BudgetView, History, RunRecord
+from privft.budget.mechanism import Event
+from privft.budget.replay import (
+    BUNDLE_FORMAT,
+    JournalHeads,
+    LedgerCheck,
+    chain_of,
+    check_journal,
+    open_journal,
+    replay,
+)
+from privft.budget.store import SqliteStore, Transaction
+from privft.budget.translog import Checkpoint, Tree, leaf_hash
+from privft.errors import IntegrityError, OrderError, PrivftError
+from privft.keyring import Keyring
+from privft.signing import VerifyKey
+
+
+class Reader:
+    """One open ledger, in one process and one thread; see the module's docstring."""
+
+    def __init__(self, store: SqliteStore, key: VerifyKey) -> None:
+        self._store = store
+        self._key = key
+        self._forget()
+
+    def _forget(self) -> None:
+        self._tree, self._history, self._seen = Tree(), History(), ""
+        self._journal_note, self._heads = "", JournalHeads()
+
+    def close(self) -> None:
+        """Give the file back; what was committed is durable already."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Transaction]:
+        with self._store.transaction(write=False) as transaction:
+            self._catch_up(transaction)
+            yield transaction
+
+    def _catch_up(self, transaction: Transaction) -> None:
+        """Hash and add what was written since the last look; believe nothing unsigned."""
+        note = transaction.note("checkpoint")
+        journal_note = transaction.note("journal")
+        try:
+            if note != self._seen:
+                self._read_entries(transaction, Checkpoint.open(note, self._key))
+                self._seen = note
+            if journal_note != self._journal_note:
+                self._heads = open_journal(journal_note, self._key)
+                self._journal_note = journal_note
+        except BaseException:
+            self._forget()
+            raise
+
+    def _read_entries(self, transaction: Transaction, newest: Checkpoint) -> None:
+        if newest.size < self._tree.size:
+            raise IntegrityError(
+                f"the ledger went back from {self._tree.size} entries to {newest.size}"
+            )
+        for position, data in transaction.entries(self._tree.size):
+            if position != self._tree.size:
+                raise IntegrityError(f"entry {self._tree.size} is missing from the ledger's file")
+            self._tree.append(leaf_hash(data))
+            try:
+                self._history.apply(Entry(**json.loads(data)))
+            except (ValueError, TypeError, KeyError, AttributeError, PrivftError) as error:
+                raise IntegrityError(f"entry {position} cannot be read") from error
+        if (self._tree.size, self._tree.root) != (newest.size, newest.root):
+            raise IntegrityError(
+                f"the {self._tree.size} entries do not lead to the root that was signed over "
+                f"{newest.size}"
+            )
+        if self._history.workspace.get("log_key") != self._key.hex:
+            raise IntegrityError("the ledger was made under another log key")
+
+    def _journal_rows(self, transaction: Transaction, run: str) -> list[tuple[int, bytes]]:
+        """The journal of an open run, held to the signed note."""
+        rows = transaction.journal(run)
+        check_journal(run, rows, *self._heads.get(run, (0, chain_of(run, ()))))
+        return rows
+
+    def journal_entries(self, run: str) -> list[tuple[int, str]]:
+        """(step, digest) of a run, in order; of a settled run too."""
+        with self._reading() as transaction:
+            record = self._history.run(run)
+            if record.settled is None:
+                rows = self._journal_rows(transaction, run)
+            else:
+                rows = transaction.journal(run)
+                settled = self._entry(transaction, record.settled)
+                chain = bytes.fromhex(settled.body["journal_sha256"])
+                check_journal(run, rows, len(rows), chain)
+            return [(step, digest.hex()) for step, digest in rows]
+
+    def budget(self, lineage: str) -> BudgetView:
+        """What is spent, reserved and left of a lineage's budget; `OrderError` without one."""
+        with self._reading():
+            return self._history.budget(lineage)
+
+    def admission(self, lineage: str, events: Sequence[Event]) -> Admission:
+        """What `reserve` would say now about these events: a forecast, and no promise."""
+        with self._reading():
+            return self._history.admission(lineage, events)
+
+    def lineages(self) -> list[str]:
+        """Every lineage that has a budget, oldest first."""
+        with self._reading():
+            return self._history.lineages()
+
+    def runs(self, lineage: str | None = None) -> list[RunRecord]:
+        """Every run, oldest first; of one lineage if it is given."""
+        with self._reading():
+            records = [self._history.run(run) for run in self._history.runs]
+        return [record for record in records if lineage in (None, record.lineage)]
+
+    def run(self, run: str) -> RunRecord:
+        """One run; raises `OrderError` for one that was never reserved."""
+        with self._reading():
+            return self._history.run(run)
+
+    def keyring(self) -> Keyring:
+        """The ring of named people."""
+        with self._reading():
+            return self._history.keyring()
+
+    @property
+    def key(self) -> VerifyKey:
+        """The log's public key."""
+        return self._key
+
+    @property
+    def size(self) -> int:
+        """How many entries there are."""
+        with self._reading():
+            return self._tree.size
+
+    @property
+    def root(self) -> bytes:
+        """The root hash over all entries, 32 bytes."""
+        with self._reading():
+            return self._tree.root
+
+    def checkpoint(self) -> str:
+        """The newest signed checkpoint: what others keep, to notice a rollback."""
+        with self._reading():
+            return self._seen
+
+    def entry(self, index: int) -> Entry:
+        """The entry at one position; raises `OrderError` beyond the end."""
+        with self._reading() as transaction:
+            if not 0 <= index < self._tree.size:
+                raise OrderError(f"expected 0 <= index < {self._tree.size}, got {index}")
+            return self._entry(transaction, index)
+
+    def _entry(self, transaction: Transaction, index: int) -> Entry:
+        data = transaction.entry(index)
+        if leaf_hash(data) != self._tree.node(0, index):
+            raise IntegrityError(f"entry {index} was altered")
+        return Entry(**json.loads(data))
+
+    def entries(
+        self, kind: str | None = None, run: str | None = None, dataset: str | None = None
+    ) -> list[Entry]:
+        """The entries of this kind, about this run and about this data set, in order."""
+        given = {"kind": kind, "run": run, "dataset": dataset}
+        with self._reading() as transaction:
+            found = set(range(self._tree.size))
+            for name, value in given.items():
+                if value is not None:
+                    found &= set(self._history.positions.get((name, value), ()))
+            return [self._entry(transaction, index) for index in sorted(found)]
+
+    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
+        """That entry `index` is in the tree of the first `size` entries."""
+        with self._reading():
+            self._check_size(size)
+            return translog.inclusion_proof(self._tree, index, size)
+
+    def consistency_proof(self, old: int, new: int) -> list[bytes]:
+        """That the tree of `new` entries begins with the tree of `old`."""
+        with self._reading():
+            self._check_size(new)
+            return translog.consistency_proof(self._tree, old, new)
+
+    def _check_size(self, size: int) -> None:
+        if not 0 < size <= self._tree.size:
+            raise ValueError(f"expected 0 < size <= {self._tree.size}, got {size}")
+
+    def verify(self, known_checkpoints: Sequence[str] = ()) -> LedgerCheck:
+        """Replay everything from the first byte, as `replay` says; raises `IntegrityError`."""
+        with self._reading() as transaction:
+            self._store.check_file()
+            return replay(
+                entries=transaction.entries(0),
+                checkpoint=transaction.note("checkpoint"),
+                journal_note=transaction.note("journal"),
+                journal=transaction.journal,
+                journal_runs=transaction.journal_runs(),
+                key=self._key,
+                known_checkpoints=known_checkpoints,
+            )
+
+    def export(self) -> dict[str, Any]:
+        """A bundle that `replay.verify_bundle` checks elsewhere: plain JSON, nothing private."""
+        with self._reading() as transaction:
+            return {
+                "format": BUNDLE_FORMAT,
+                "checkpoint": transaction.note("checkpoint"),
+                "journal_note": transaction.note("journal"),
+                "entries": [data.decode() for _, data in transaction.entries(0)],
+                "journal": {
+                    run: [digest.hex() for _, digest in transaction.journal(run)]
+                    for run in transaction.journal_runs()
+                },
+            }

@@ -1,0 +1,279 @@
+"""The order of the stages: the one file that knows it, and the only way to them.
+
+    plan -> (approve) -> train -> audit -> release
+                           |        |
+                         resume   waive
+
+A run's state is a pure function of the ledger's entries about it (`state_of`); no flag on disk
+can move it.  What may be done in which state stands in `_MAY`, and `require` refuses the rest with
+`OrderError`, `AuditFailed` or `PlanError`.  The ledger's own rules (`budget.history`) refuse an
+entry out of order as well, so a caller that came past this file would still be stopped.
+
+    reserved    charged, not settled: being trained, or stopped in the middle
+    closed      settled without an adapter; charged in full; nothing can follow
+    trained     settled with a sealed adapter; not audited yet
+    passed      the newest audit passed
+    failed      the newest audit failed: the adapter stays sealed
+    waived      failed, and two people took it on themselves until a date
+    released    left through the door; may be written out again, byte for byte
+
+A missing audit is never a pass: `release` asks for `passed` or `waived` and for nothing less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from privft.budget.entries import format_time, parse_time
+from privft.budget.history import RunRecord
+from privft.budget.ledger import Ledger
+from privft.errors import AuditFailed, OrderError, PolicyRefused, UsageError
+from privft.signing import Identity, canonical_json
+from privft.workspace import Workspace
+
+if TYPE_CHECKING:  # these load torch; commands that need them import them when they run
+    from privft.audit.verdict import AuditResult
+    from privft.config import RunConfig
+    from privft.plan import Plan
+    from privft.stages.planning import Priced
+    from privft.stages.running import Watch
+    from privft.vault.keys import KeyOpener
+
+State = Literal["reserved", "closed", "trained", "passed", "failed", "waived", "released"]
+Action = Literal["resume", "close", "audit", "waive", "release"]
+
+_MAY: dict[Action, frozenset[State]] = {
+    "resume": frozenset({"reserved"}),
+    "close": frozenset({"reserved"}),
+    "audit": frozenset({"trained", "passed", "failed"}),
+    "waive": frozenset({"failed"}),
+    "release": frozenset({"passed", "waived", "released"}),
+}
+_NEXT: dict[State, str] = {
+    "reserved": "privft train --resume {run}",
+    "closed": "make a new plan: privft plan",
+    "trained": "privft audit {run}",
+    "passed": "privft release {run} --to DIR",
+    "failed": "the adapter stays sealed; privft waive needs two people and a reason",
+    "waived": "privft release {run} --to DIR",
+    "released": "privft release {run} --to DIR writes the same folder again",
+}
+
+
+def state_of(record: RunRecord, *, now: str) -> State:
+    """The state of a run from what the ledger has heard of it, at a moment (ISO time)."""
+    if record.settled is None:
+        return "reserved"
+    if record.outcome == "closed":
+        return "closed"
+    if record.released is not None:
+        return "released"
+    if record.verdict is None:
+        return "trained"
+    if record.verdict == "passed":
+        return "passed"
+    until = record.waived_until
+    if until is not None and parse_time(now) < parse_time(until):
+        return "waived"
+    return "failed"
+
+
+def next_step(state: State, run: str) -> str:
+    """What a person does next."""
+    return _NEXT[state].format(run=run)
+
+
+def require(record: RunRecord, action: Action, *, now: str) -> State:
+    """The run's state if `action` may be done in it; raises otherwise.
+
+    Errors: `AuditFailed` when release lacks a passed audit, `OrderError` for everything else.
+    """
+    state = state_of(record, now=now)
+    if state in _MAY[action]:
+        return state
+    hint = next_step(state, record.run)
+    if action == "release" and state in ("trained", "failed"):
+        what = "has not been audited" if state == "trained" else "failed its audit"
+        raise AuditFailed(f"run {record.run} {what}: its adapter stays sealed", hint=hint)
+    raise OrderError(f"run {record.run} is {state}: it cannot {action} now", hint=hint)
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))
+
+
+def _may_operate(ledger: Ledger, actor: Identity) -> None:
+    person = ledger.keyring().may(actor.name, "operator", _now())
+    if person.public != actor.public:
+        raise PolicyRefused(f"the ring has other keys for {actor.name} than this file")
+
+
+def plan(
+    workspace: Workspace,
+    ledger: Ledger,
+    config: RunConfig,
+    *,
+    config_folder: Path,
+    actor: Identity,
+    fit: bool = False,
+) -> Priced:
+    """Price a run; with `fit`, at the largest epsilon that the budget still admits."""
+    from privft.stages import modelling, planning
+
+    _may_operate(ledger, actor)
+    if fit:
+        config = planning.fitted(config, ledger)
+    base = modelling.find_base(config, relative_to=config_folder)
+    return planning.make_plan(workspace, ledger, config, modelling.model_facts(base), actor=actor)
+
+
+def approve(ledger: Ledger, the_plan: Plan, *, approver: Identity) -> None:
+    """Sign a plan as an approver."""
+    from privft.stages import planning
+
+    planning.approve(ledger, the_plan, approver=approver)
+
+
+def train(
+    workspace: Workspace,
+    ledger: Ledger,
+    the_plan: Plan,
+    *,
+    config_folder: Path,
+    actor: Identity,
+    opener: KeyOpener,
+    watch: Watch,
+) -> str:
+    """Reserve and train; the run's id.  The plan must be fresh, allowed and approved."""
+    from privft.stages import planning, running
+
+    _may_operate(ledger, actor)
+    policy = planning.check_fresh(workspace, ledger, the_plan)
+    planning.check_approved(workspace, ledger, the_plan, policy, operator=actor.name)
+    return running.start(
+        workspace,
+        ledger,
+        the_plan,
+        actor=actor,
+        opener=opener,
+        config_folder=config_folder,
+        watch=watch,
+    )
+
+
+def resume(
+    workspace: Workspace,
+    ledger: Ledger,
+    run: str,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+    watch: Watch,
+) -> None:
+    """Go on with a run that was stopped in the middle."""
+    from privft.stages import running
+
+    _may_operate(ledger, actor)
+    require(ledger.run(run), "resume", now=_now())
+    running.resume(workspace, ledger, run, actor=actor, opener=opener, watch=watch)
+
+
+def close(ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
+    """Give up a run that was stopped in the middle; it stays charged in full."""
+    _may_operate(ledger, actor)
+    require(ledger.run(run), "close", now=_now())
+    ledger.settle(
+        run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
+    )
+
+
+def audit(
+    workspace: Workspace,
+    ledger: Ledger,
+    run: str,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+    watch: Watch,
+) -> AuditResult:
+    """Attack a trained run and sign the report; a failed verdict is returned, not raised."""
+    from privft.stages import auditing, planning, running
+
+    _may_operate(ledger, actor)
+    record = ledger.run(run)
+    require(record, "audit", now=_now())
+    the_plan, _ = running.stored_plan(workspace.run_path(run))
+    policy = planning.policy_of(workspace, ledger, the_plan.dataset)
+    checks = planning.check_approved(workspace, ledger, the_plan, policy, operator=record.actor)
+    return auditing.audit(
+        workspace, ledger, run, actor=actor, opener=opener, checks=checks, watch=watch
+    )
+
+
+def waiver_message(run: str, *, statement_sha256: str, reason: str, expires: str) -> bytes:
+    """What the two people of a waiver sign."""
+    body = {
+        "run": run,
+        "statement_sha256": statement_sha256,
+        "reason": reason,
+        "expires": expires,
+    }
+    return b"privft-waiver-v1\n" + canonical_json(body)
+
+
+def waive(
+    ledger: Ledger, run: str, *, people: Sequence[Identity], reason: str, expires: str
+) -> None:
+    """Two people take a failed audit on themselves until `expires` (ISO time)."""
+    now = _now()
+    require(ledger.run(run), "waive", now=now)
+    if len({person.public.ed25519 for person in people}) < 2:
+        raise UsageError(f"a waiver needs two people, got {len(people)}", hint="--key twice")
+    if not reason.strip():
+        raise UsageError("a waiver needs a reason", hint="--reason TEXT")
+    if parse_time(expires) <= parse_time(now):
+        raise UsageError(f"expected an expiry after {now}, got {expires}")
+    audited = ledger.entries(kind="run-audited", run=run)[-1]
+    message = waiver_message(
+        run,
+        statement_sha256=audited.body["statement_sha256"],
+        reason=reason,
+        expires=expires,
+    )
+    signatures = []
+    for person in people:
+        ring = ledger.keyring().may(person.name, "approver", now)
+        if ring.public != person.public:
+            raise PolicyRefused(f"the ring has other keys for {person.name} than this file")
+        signatures.append(
+            {
+                "name": person.name,
+                "keyid": person.signing.public.keyid,
+                "signature": person.signing.sign(message).hex(),
+            }
+        )
+    ledger.append(
+        "run-waived",
+        {"run": run, "reason": reason, "expires": expires, "signatures": signatures},
+        actor=people[0].name,
+    )
+
+
+def release(
+    workspace: Workspace,
+    ledger: Ledger,
+    run: str,
+    target: Path,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+) -> dict[str, str]:
+    """The only exit: write the adapter with its report into `target`."""
+    from privft.stages import releasing
+
+    _may_operate(ledger, actor)
+    require(ledger.run(run), "release", now=_now())
+    return releasing.release(workspace, ledger, run, target, actor_name=actor.name, opener=opener)

@@ -1,0 +1,81 @@
+"""How the report says things: units in plain words, odds, and numbers that are never flattering.
+
+Rounding goes against the claim.  An epsilon that is claimed or spent, and the attacker's odds, are
+rounded up; an epsilon that an attack proved, and what is left of a budget, are rounded down.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+
+def unit_words(unit: str) -> dict[str, str]:
+    """How the page speaks of one unit to somebody who is one."""
+    if unit == "subject":
+        return {
+            "one": "one person, with all of that person's records",
+            "your": "your records were",
+            "short": "person",
+            "many": "people",
+        }
+    return {
+        "one": "one record",
+        "your": "your record was",
+        "short": "record",
+        "many": "records",
+    }
+
+
+def bets(percent: float) -> int:
+    """How many of 100 bets the attacker wins at most: rounded up."""
+    return min(100, math.ceil(percent - 1e-9))
+
+
+def odds_of(epsilon: float, delta: float) -> float:
+    """The best accuracy, in percent, against any (epsilon, delta) private mechanism.
+
+    With equal odds beforehand: 1/2 + (e^epsilon - 1 + 2 delta) / (2 (e^epsilon + 1)) (Kairouz, Oh,
+    Viswanath 2015, theorem 2.1: the trade-off curve's corner).
+    """
+    grown = math.exp(min(epsilon, 700.0))
+    return 100 * min(1.0, 0.5 + (grown - 1 + 2 * delta) / (2 * (grown + 1)))
+
+
+def round_up(value: float, digits: int = 2) -> str:
+    """A claimed or spent amount: never shown smaller than it is."""
+    scale = 10**digits
+    return f"{math.ceil(value * scale - 1e-9) / scale:.{digits}f}"
+
+
+def round_down(value: float, digits: int = 2) -> str:
+    """A proven lower bound, or what is left: never shown larger than it is."""
+    scale = 10**digits
+    return f"{math.floor(value * scale + 1e-9) / scale:.{digits}f}"
+
+
+def exact(value: float) -> str:
+    """The number as it is signed: the shortest text that reads back as the same number."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value)
+
+
+def pretty_json(value: object) -> str:
+    """Indented JSON with sorted keys, for the reader."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+
+def plain_value(value: object) -> str:
+    """A policy's limit or what was found, on one line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, (int, float)):
+        return exact(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ", ".join(plain_value(item) for item in value)
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,272 @@
+"""The audit of a settled run: attack it, state the facts, sign them.
+
+The verdict comes from canaries, the control, and the checks of the mechanism alone.  What the
+attacks on real units find is sealed beside the run, as advice to a person inside the enclave, and
+no file that may leave repeats it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import privft
+from privft.audit.attacks import membership_attack
+from privft.audit.canaries import make_candidates
+from privft.audit.control import control
+from privft.audit.selfcheck import Check
+from privft.audit.suite import Suite, load_suite
+from privft.audit.verdict import AuditResult, run_audit
+from privft.budget.ledger import Ledger
+from privft.budget.reference import run_selftest
+from privft.errors import IntegrityError
+from privft.plan import Plan
+from privft.policy import Check as PolicyCheck
+from privft.randomness import KeyedStreams
+from privft.report import page, statement
+from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
+from privft.stages import facts as run_facts
+from privft.stages.data import open_vault
+from privft.stages.modelling import (
+    Workbench,
+    check_base,
+    find_base,
+    public_units,
+    shape_of,
+)
+from privft.stages.running import Watch, canaries_of, claim_of, stored_plan
+from privft.stages.sealedrun import SealedRun
+from privft.training.losses import Classifier, TrainedModel, trained_parameters
+from privft.training.scoring import accuracy, unit_losses
+from privft.vault.keys import KeyOpener
+from privft.vault.store import Vault
+from privft.workspace import Workspace, write_private
+
+STATEMENT = "statement.dsse.json"
+PAGE = "report.html"
+_PACKAGES = ("torch", "opacus", "transformers", "peft", "dp-accounting", "cryptography", "numpy")
+
+
+def audit(
+    workspace: Workspace,
+    ledger: Ledger,
+    run: str,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+    checks: list[PolicyCheck],
+    watch: Watch,
+) -> AuditResult:
+    """Audit `run`; writes and signs the report, records the verdict, returns the findings."""
+    folder = workspace.run_path(run)
+    plan, config_folder = stored_plan(folder)
+    config = plan.the_config()
+    suite, suite_sha256 = load_suite(plan.suite)
+    attempt = 1 + len(ledger.entries(kind="run-audited", run=run))
+    base = find_base(config, relative_to=config_folder)
+    check_base(base, plan.model)
+    with open_vault(workspace, ledger, plan.dataset, opener) as vault:
+        sealed = SealedRun(run=run, folder=folder, vault=vault)
+        workbench = Workbench.of(config, base)
+        files = sealed.unseal_adapter()
+        _check_files(ledger, run, files)
+        watch.say("attacking a model made to leak (the control)")
+        workspace.cache.mkdir(mode=0o700, exist_ok=True)
+        twin = control(suite, suite_sha256, task=config.task, folder=workspace.cache)
+        watch.say("attacking the canaries of the run")
+        untrained, trained = workbench.fresh(), workbench.trained(files)
+        canaries = canaries_of(plan, sealed, workbench)
+        streams = KeyedStreams(sealed.unseal("canaries"))
+        selfchecks = [Check(**row) for row in json.loads(sealed.unseal("selfcheck"))]
+        result = run_audit(
+            suite,
+            suite_sha256,
+            task=config.task,
+            canaries=canaries,
+            score_base=workbench.score(untrained),
+            score_trained=workbench.score(trained),
+            claim=claim_of(plan),
+            control=twin,
+            selfcheck=selfchecks,
+            candidates=make_candidates(
+                suite,
+                streams,
+                task=config.task,
+                shape=shape_of(vault),
+                vocabulary=workbench.vocabulary(),
+                records_per_unit=plan.max_records_per_unit,
+            ),
+            attempt=attempt,
+        )
+        watch.say("attacking real units (for the enclave's eyes only)")
+        private = _membership(vault, workbench, untrained, trained, suite)
+        sealed.seal("audit-private", json.dumps(private).encode())
+        utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
+        run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
+        head = _head(plan, trained)
+    watch.say("checking the accountants against published values")
+    body = run_facts.gather(
+        ledger,
+        run,
+        plan,
+        checks=checks,
+        result=result,
+        utility=utility,
+        files={name: sha256_hex(data) for name, data in files.items()},
+        head=head,
+        trained_parameters=sum(p.numel() for p in trained_parameters(trained).values()),
+        reference=run_selftest(),
+        versions={"privft": privft.__version__} | {name: version(name) for name in _PACKAGES},
+        machine={"python": platform.python_version(), "machine": platform.machine()},
+    )
+    stated = statement.build(body)
+    payload = statement.payload(stated)
+    envelope = dsse_sign(payload, statement.PAYLOAD_TYPE, [run_key])
+    write_private(folder / STATEMENT, canonical_json(envelope) + b"\n")
+    write_private(folder / PAGE, page.render(stated, envelope).encode())
+    ledger.append(
+        "run-audited",
+        {
+            "run": run,
+            "verdict": result.verdict,
+            "statement_sha256": statement.digest(stated),
+            "suite": suite.name,
+            "suite_digest": suite_sha256,
+        },
+        actor=actor.name,
+    )
+    return result
+
+
+def _check_files(ledger: Ledger, run: str, files: Mapping[str, bytes]) -> None:
+    settled = ledger.entries(kind="run-settled", run=run)[0].body["adapter"]
+    found = {name: sha256_hex(data) for name, data in files.items()}
+    if found != settled:
+        raise IntegrityError(f"the adapter of run {run} is not the one that was settled")
+
+
+def _membership(
+    vault: Vault,
+    workbench: Workbench,
+    untrained: TrainedModel,
+    trained: TrainedModel,
+    suite: Suite,
+) -> dict[str, Any]:
+    """Attacks on real units; {"skipped": reason} where no unit was held out."""
+    held = np.flatnonzero(vault.held_out_mask())
+    members = np.flatnonzero(~vault.held_out_mask())
+    most = suite.membership.units
+    if min(len(held), len(members)) < 2:
+        return {"skipped": "no units are held out; vault create --held-out-share sets some aside"}
+    members = members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)]
+
+    def losses(model: TrainedModel, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        units = [workbench.encode(u.to_dict()) for u in vault.read_many(numbers.tolist())]
+        values = unit_losses(model, units)
+        return values[np.isfinite(values)]
+
+    found = membership_attack(
+        member_base=losses(untrained, members),
+        member_trained=losses(trained, members),
+        held_out_base=losses(untrained, held[:most]),
+        held_out_trained=losses(trained, held[:most]),
+        spec=suite.membership,
+    )
+    return asdict(found)
+
+
+def _utility(
+    plan: Plan,
+    vault: Vault,
+    workbench: Workbench,
+    untrained: TrainedModel,
+    trained: TrainedModel,
+    config_folder: Path,
+    watch: Watch,
+) -> list[dict[str, Any]]:
+    """What the adapter gained on public or generated text: free, since no vault is read."""
+    evaluation = workbench.config.evaluation
+    if evaluation.public_file is None:
+        return []
+    watch.say("measuring usefulness on public text")
+    units = [
+        workbench.encode(unit)
+        for unit in public_units(
+            config_folder / evaluation.public_file,
+            vault.fields,
+            most=evaluation.max_records,
+        )
+    ]
+    source = "generated" if workbench.config.synthetic else "public"
+    before, after = (unit_losses(model, units) for model in (untrained, trained))
+    rows = [
+        _compared(
+            source,
+            "loss per token" if plan_is_text(plan) else "loss per record",
+            "nats",
+            before,
+            after,
+            better="lower",
+        )
+    ]
+    if isinstance(trained, Classifier) and isinstance(untrained, Classifier):
+        hits = [
+            np.array([accuracy(model, [unit]) for unit in units]) for model in (untrained, trained)
+        ]
+        rows.insert(0, _compared(source, "accuracy", None, *hits, better="higher"))
+    return rows
+
+
+def plan_is_text(plan: Plan) -> bool:
+    """Whether losses are per token."""
+    return bool(plan.config["task"] == "causal-lm")
+
+
+def _compared(
+    source: str,
+    metric: str,
+    unit: str | None,
+    before: np.ndarray[Any, Any],
+    after: np.ndarray[Any, Any],
+    *,
+    better: str,
+) -> dict[str, Any]:
+    """A paired comparison with a 95% interval (normal approximation of the mean difference)."""
+    kept = np.isfinite(before) & np.isfinite(after)
+    before, after = before[kept], after[kept]
+    change = after - before
+    half = 1.96 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else 0.0
+    middle = float(change.mean())
+    return {
+        "source": source,
+        "metric": metric,
+        "unit": unit,
+        "base": float(before.mean()),
+        "trained": float(after.mean()),
+        "difference": middle,
+        "interval": [middle - half, middle + half] if len(change) > 1 else None,
+        "n": len(change),
+        "better": better,
+    }
+
+
+def _head(plan: Plan, trained: TrainedModel) -> dict[str, Any] | None:
+    if not isinstance(trained, Classifier):
+        return None
+    return {
+        "file": "head.safetensors",
+        "weight": "head.weight",
+        "bias": "head.bias",
+        "pooling": "mean",
+        "feature_scale": Classifier.FEATURE_SCALE,
+        "max_length": plan.config["max_length"],
+        "labels": list(plan.config["labels"]),
+    }

@@ -1,0 +1,286 @@
+"""Data into vaults, and out of them again by erasure; each change is an entry of the ledger.
+
+A vault's manifest names the newest ledger checkpoint at the time of the change, and the ledger's
+entry names the manifest's root: so an old vault shows against the ledger, and an old ledger shows
+against the vault.
+
+A change commits the vault first and then writes the entry.  If the process dies in between, the
+vault is one version ahead of the ledger: `open_vault` says so, and `adopt` writes the missing
+entry after checking that the manifest is signed by an operator.
+
+Overlap.  Every unit id and text that comes in is compared, by keyed hash, with all other data sets
+of the workspace.  What is known already has a budget already: the intake is refused unless the
+data set joined that budget when it was created (`join`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from privft.budget.entries import Entry
+from privft.budget.ledger import Ledger
+from privft.budget.translog import Checkpoint, verify_consistency
+from privft.errors import IntegrityError, OrderError, UsageError
+from privft.policy import Policy
+from privft.signing import Identity, canonical_json, sha256_hex
+from privft.vault import store
+from privft.vault.adding import IntakeSummary
+from privft.vault.fields import FieldMap
+from privft.vault.keys import KeyOpener, Recipient
+from privft.vault.manifest import Caps
+from privft.vault.store import Vault
+from privft.workspace import Workspace, write_private
+
+_ROOT_KINDS = ("dataset-created", "intake", "vault-rotated", "vault-erased")
+
+
+def dataset_entry(ledger: Ledger, dataset: str) -> Entry:
+    """The entry that created the data set; raises `UsageError` for an unknown one."""
+    found = ledger.entries(kind="dataset-created", dataset=dataset)
+    if not found:
+        known = [entry.body["dataset"] for entry in ledger.entries(kind="dataset-created")]
+        raise UsageError(
+            f"there is no data set {dataset!r} in this workspace",
+            hint=f"known: {', '.join(known) or 'none'}; privft vault create makes one",
+        )
+    return found[0]
+
+
+def policy_of(workspace: Workspace, ledger: Ledger, dataset: str) -> Policy:
+    """The policy that the data set was created under, as the ledger names it."""
+    return workspace.policy(dataset_entry(ledger, dataset).body["policy_digest"])
+
+
+def newest_root(ledger: Ledger, dataset: str) -> str:
+    """The manifest root that the ledger last heard of."""
+    entries = [e for e in ledger.entries(dataset=dataset) if e.kind in _ROOT_KINDS]
+    return str(entries[-1].body["manifest_root"])
+
+
+def create_vault(
+    workspace: Workspace,
+    ledger: Ledger,
+    *,
+    actor: Identity,
+    dataset: str,
+    unit: Literal["record", "subject"],
+    fields: FieldMap,
+    caps: Caps,
+    declared_units: int,
+    policy: Policy,
+    recipients: Sequence[Recipient],
+    join: str | None = None,
+) -> Vault:
+    """An empty vault with a budget of its own, or with that of the data set `join`."""
+    if ledger.entries(kind="dataset-created", dataset=dataset):
+        raise UsageError(f"there is a data set {dataset!r} already", hint="choose another name")
+    joined = None if join is None else dataset_entry(ledger, join)
+    if joined is not None and joined.body["unit"] != unit:
+        raise UsageError(
+            f"{join} has a budget for one {joined.body['unit']}, not for one {unit}",
+            hint=f"--unit {joined.body['unit']}",
+        )
+    if unit not in policy.units.value:
+        raise UsageError(
+            f"policy {policy.name!r} has no budgets for one {unit}",
+            hint=f"--unit {policy.units.value[0]}",
+        )
+    workspace.keep_policy(policy)
+    path = workspace.vault_path(dataset)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    vault = store.create(
+        path,
+        dataset=dataset,
+        unit=unit,
+        fields=fields,
+        recipients=recipients,
+        checkpoint=ledger.checkpoint(),
+        signer=actor.signing,
+        caps=caps,
+    )
+    cap = policy.cap(declared_units).to_dict() if joined is None else joined.body["cap"]
+    ledger.append(
+        "dataset-created",
+        {
+            "dataset": dataset,
+            "lineage": vault.lineage if joined is None else joined.body["lineage"],
+            "unit": unit,
+            "cap": cap,
+            "declared_units": declared_units,
+            "policy": policy.name,
+            "policy_digest": policy.digest,
+            "manifest_root": vault.manifest_root,
+        },
+        actor=actor.name,
+    )
+    return vault
+
+
+def open_vault(workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener) -> Vault:
+    """The newest version of a vault, checked against the ledger in both directions."""
+    dataset_entry(ledger, dataset)
+    vault = _open_unanchored(workspace, ledger, dataset, opener)
+    expected = newest_root(ledger, dataset)
+    if vault.manifest_root != expected:
+        raise IntegrityError(
+            f"the vault of {dataset} is not the version that the ledger names "
+            f"(root {vault.manifest_root[:12]}, ledger {expected[:12]})",
+            hint="restored from a backup? bring the newest one; or an interrupted change: "
+            f"privft vault verify {dataset} --adopt",
+        )
+    return vault
+
+
+def _open_unanchored(
+    workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener
+) -> Vault:
+    vault = Vault.open(
+        workspace.vault_path(dataset), opener, signer_keys=workspace.signer_keys(ledger)
+    )
+    check_extends(ledger, vault.manifest.checkpoint, f"the vault of {dataset}")
+    return vault
+
+
+def check_extends(ledger: Ledger, note: str, holder: str) -> None:
+    """Raise unless the ledger grew out of the checkpoint that `holder` carries."""
+    seen = Checkpoint.open(note, ledger.key)
+    if seen.size > ledger.size:
+        raise IntegrityError(
+            f"{holder} has seen {seen.size} ledger entries, and the ledger has {ledger.size}: "
+            "it was rolled back",
+            hint="restore the newest ledger; privft ledger recover is the lawful way without it",
+        )
+    proof = ledger.consistency_proof(seen.size, ledger.size)
+    verify_consistency(seen.size, ledger.size, seen.root, ledger.root, proof)
+
+
+def adopt(
+    workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener, *, actor: Identity
+) -> bool:
+    """Write the entry that an interrupted change left out; False when nothing was missing."""
+    with _open_unanchored(workspace, ledger, dataset, opener) as vault:
+        if vault.manifest_root == newest_root(ledger, dataset):
+            return False
+        seen = Checkpoint.open(vault.manifest.checkpoint, ledger.key).size
+        roots = [e.index for e in ledger.entries(dataset=dataset) if e.kind in _ROOT_KINDS]
+        if seen <= roots[-1]:
+            raise OrderError(
+                f"the vault of {dataset} is older than the ledger's newest entry about it",
+                hint="this is a restored backup, not an interrupted change",
+            )
+        ledger.append(
+            "vault-rotated",
+            {"dataset": dataset, "manifest_root": vault.manifest_root},
+            actor=actor.name,
+        )
+        return True
+
+
+def add_records(
+    workspace: Workspace,
+    ledger: Ledger,
+    vault: Vault,
+    sources: Sequence[Path],
+    *,
+    actor: Identity,
+    skip_bad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> IntakeSummary:
+    """Add records, or nothing; overlap with another budget's data is refused."""
+    dataset = vault.manifest.dataset
+    lineage = dataset_entry(ledger, dataset).body["lineage"]
+    others = {
+        entry.body["dataset"]: entry.body["lineage"]
+        for entry in ledger.entries(kind="dataset-created")
+        if entry.body["dataset"] != dataset
+    }
+    met: set[str] = set()
+
+    def compare(units: frozenset[bytes], contents: frozenset[bytes]) -> None:
+        new = units | contents
+        for other, its_lineage in others.items():
+            shared = len(new & workspace.overlap_hashes(other))
+            if shared and its_lineage != lineage:
+                raise UsageError(
+                    f"{shared} of {len(new)} units and texts are in data set {other} already, "
+                    "which has a budget of its own",
+                    hint=f"privft vault create ... --join {other} puts both under one budget",
+                )
+            if shared:
+                met.add(other)
+        # Recorded before the vault commits: one that fails leaves a few hashes too many, never
+        # too few.
+        workspace.record_overlap_hashes(dataset, workspace.overlap_hashes(dataset) | new)
+
+    summary = vault.add(
+        sources,
+        signer=actor.signing,
+        checkpoint=ledger.checkpoint(),
+        who=actor.name,
+        skip_bad=skip_bad,
+        overlap_key=workspace.overlap_key,
+        on_overlap=compare,
+        progress=progress,
+    )
+    ledger.append(
+        "intake",
+        {
+            "dataset": dataset,
+            "lineage": lineage,
+            "manifest_root": summary.manifest_root,
+            "provenance_sha256": summary.provenance_sha256,
+            "overlap": "same-lineage" if met else "none",
+        },
+        actor=actor.name,
+    )
+    return summary
+
+
+def rotate_vault(
+    ledger: Ledger,
+    vault: Vault,
+    *,
+    actor: Identity,
+    recipients: Sequence[Recipient] | None = None,
+    reencrypt: bool = False,
+) -> None:
+    """A new epoch key, wrapped to the same recipients or to others."""
+    vault.rotate(
+        signer=actor.signing,
+        checkpoint=ledger.checkpoint(),
+        recipients=recipients,
+        reencrypt=reencrypt,
+    )
+    ledger.append(
+        "vault-rotated",
+        {"dataset": vault.manifest.dataset, "manifest_root": vault.manifest_root},
+        actor=actor.name,
+    )
+
+
+def erase_unit(
+    workspace: Workspace, ledger: Ledger, vault: Vault, unit: str, *, actor: Identity
+) -> Mapping[str, Any]:
+    """Erase one unit; the signed certificate, also written beside the vault."""
+    dataset = vault.manifest.dataset
+    lineage = dataset_entry(ledger, dataset).body["lineage"]
+    runs = [record.run for record in ledger.runs(lineage)]
+    erasure = vault.erase(
+        unit, signer=actor.signing, checkpoint=ledger.checkpoint(), who=actor.name, runs=runs
+    )
+    text = canonical_json(erasure.envelope)
+    ledger.append(
+        "vault-erased",
+        {
+            "dataset": dataset,
+            "commitment": erasure.commitment,
+            "manifest_root": vault.manifest_root,
+            "certificate_sha256": sha256_hex(text),
+        },
+        actor=actor.name,
+    )
+    folder = workspace.folder / "certificates"
+    write_private(folder / f"erasure-{erasure.commitment[:16]}.json", text + b"\n")
+    return erasure.envelope

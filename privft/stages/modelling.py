@@ -1,0 +1,209 @@
+"""From a config to a model that can be trained or scored, and from records to its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privft.audit.canaries import Shape, Vocabulary, vocabulary_of
+from privft.config import RunConfig
+from privft.errors import InputError, PlanError, UsageError
+from privft.plan import ModelFacts
+from privft.training import adapter, basemodel
+from privft.training.examples import UnitExamples, encode_unit
+from privft.training.loop import Optimisation, Performance
+from privft.training.losses import TrainedModel
+from privft.training.scoring import unit_losses
+from privft.vault.fields import FieldMap
+from privft.vault.intake import BadRow, parse_record, stream_rows
+from privft.vault.manifest import Caps
+from privft.vault.store import Vault
+
+
+def model_facts(found: basemodel.BaseModel) -> ModelFacts:
+    """What a plan binds of a model."""
+    return ModelFacts(
+        name=found.name,
+        weights_sha256=found.weights_sha256,
+        tokenizer_sha256=found.tokenizer_sha256,
+    )
+
+
+def find_base(config: RunConfig, *, relative_to: Path) -> basemodel.BaseModel:
+    """The base model that the config names, checked and hashed."""
+    model = config.model
+    return basemodel.find(
+        model.name_or_path,
+        gguf_file=model.gguf_file,
+        weights_sha256=model.weights_sha256,
+        relative_to=relative_to,
+    )
+
+
+def check_base(found: basemodel.BaseModel, planned: ModelFacts) -> None:
+    """Raise `PlanError` when the model is not the one that was planned."""
+    if model_facts(found) != planned:
+        raise PlanError(
+            f"the model {found.name} changed since the plan was made",
+            hint="make the plan again: privft plan",
+        )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of `performance.device`."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("performance.device is cuda, and there is none", hint="auto, or cpu")
+    usable = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if usable else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """Tokenizer and settings of one run; makes models and examples."""
+
+    config: RunConfig
+    base: basemodel.BaseModel
+    tokenizer: Any
+
+    @staticmethod
+    def of(config: RunConfig, base: basemodel.BaseModel) -> Workbench:
+        """Load the tokenizer and set the number of threads."""
+        torch.use_deterministic_algorithms(True)
+        if config.performance.threads is not None:
+            torch.set_num_threads(config.performance.threads)
+        return Workbench(config=config, base=base, tokenizer=basemodel.load_tokenizer(base))
+
+    @property
+    def pad_id(self) -> int:
+        """What rows are filled up with; no label ever stands there."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def _base_module(self) -> torch.nn.Module:
+        return basemodel.load_model(
+            self.base, task=self.config.task, dtype=self.config.model.dtype
+        ).to(choose_device(self.config.performance.device))
+
+    def fresh(self) -> TrainedModel:
+        """The base model with a new adapter or head."""
+        config, module = self.config, self._base_module()
+        seed = config.training.seed
+        spec = None
+        if config.lora is not None:
+            spec = adapter.LoraSpec(
+                r=config.lora.r,
+                lora_alpha=config.lora.lora_alpha,
+                target_modules=config.lora.target_modules,
+                layers_to_transform=config.lora.layers_to_transform,
+                use_rslora=config.lora.use_rslora,
+            )
+        if config.task == "causal-lm":
+            assert spec is not None
+            model = adapter.attach_language_model(module, spec, seed=seed, pad_id=self.pad_id)
+            model.check_against_own_loss(self._probe())
+            return model
+        classifier = adapter.attach_classifier(
+            module, spec, seed=seed, pad_id=self.pad_id, labels=len(config.labels or ())
+        )
+        return classifier.to(choose_device(config.performance.device))
+
+    def trained(self, files: Mapping[str, bytes]) -> TrainedModel:
+        """The base model with a trained adapter or head."""
+        return adapter.load_adapter(self._base_module(), files, pad_id=self.pad_id)
+
+    def _probe(self) -> Any:
+        text = {"unit": "probe", "records": [{"text": "The quick brown fox jumps over a dog."}]}
+        return self.encode(text).examples[0]
+
+    def encode(self, unit: Mapping[str, Any]) -> UnitExamples:
+        """A unit's records as token ids."""
+        return encode_unit(
+            unit,
+            self.tokenizer,
+            task=self.config.task,
+            max_length=self.config.max_length,
+            labels=self.config.labels or (),
+        )
+
+    def score(self, model: TrainedModel) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
+        """Units in, losses out, as the audit wants it."""
+        budget = self.config.performance.tokens_per_microbatch
+
+        def losses(units: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+            return unit_losses(model, [self.encode(unit) for unit in units], token_budget=budget)
+
+        return losses
+
+    def vocabulary(self) -> Vocabulary:
+        """Words of the public tokenizer, for canaries."""
+        return vocabulary_of(self.tokenizer, labels=self.config.labels or ())
+
+    def optimisation(self) -> Optimisation:
+        """The optimiser's settings."""
+        training = self.config.training
+        return Optimisation(
+            optim=training.optim,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type=training.lr_scheduler_type,
+            warmup_ratio=training.warmup_ratio,
+            weight_decay=training.weight_decay,
+            adam_beta1=training.adam_beta1,
+            adam_beta2=training.adam_beta2,
+            adam_epsilon=training.adam_epsilon,
+        )
+
+    def performance(self) -> Performance:
+        """Speed and memory."""
+        performance = self.config.performance
+        return Performance(
+            token_budget=performance.tokens_per_microbatch,
+            checkpoint_every=performance.checkpoint_every,
+        )
+
+
+def shape_of(vault: Vault) -> Shape:
+    """The form of the vault's records, as canaries are shaped."""
+    return vault.fields.form
+
+
+class VaultUnits:
+    """The units of a vault that may be trained on, opened and tokenised as they are sampled."""
+
+    def __init__(self, vault: Vault, workbench: Workbench) -> None:
+        self._vault = vault
+        self._workbench = workbench
+        self._numbers = np.flatnonzero(~vault.held_out_mask())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def examples(self, positions: NDArray[np.int64]) -> list[UnitExamples]:
+        """The units at these positions; in memory only."""
+        numbers = [int(self._numbers[position]) for position in positions]
+        return [self._workbench.encode(unit.to_dict()) for unit in self._vault.read_many(numbers)]
+
+
+def public_units(path: Path, fields: FieldMap, *, most: int) -> list[dict[str, Any]]:
+    """Public or generated records from a file, each as a unit of its own."""
+    if not path.is_file():
+        raise UsageError(f"there is no evaluation file {path}", hint="evaluation.public_file")
+    units: list[dict[str, Any]] = []
+    for row in stream_rows(path):
+        if len(units) == most:
+            break
+        try:
+            parsed = parse_record(
+                row, fields, Caps(), by_subject=False, made_id=f"public-{row.line}"
+            )
+        except BadRow as error:
+            raise InputError(f"{path.name} line {row.line}: {error}") from None
+        units.append({"unit": f"public-{row.line}", "records": [parsed.record]})
+    if not units:
+        raise InputError(f"the evaluation file {path} holds no records")
+    return units

@@ -1,0 +1,342 @@
+"""Plans: priced, checked against policy and budget, approved; before any record is opened.
+
+`make_plan` calibrates the noise where the config names a target epsilon, prices the mechanism with
+both accountants, holds it against the policy, and asks the Renyi filter whether it would be
+admitted now.  A refusal is an entry of the ledger too: what was asked for and denied belongs to
+the record of a budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from privft.audit.suite import load_suite
+from privft.budget.accounting import Cost, calibrate_noise, cost
+from privft.budget.entries import format_time
+from privft.budget.filter import Admission, Cap, admit, fits, steps_that_fit
+from privft.budget.history import BudgetView
+from privft.budget.ledger import Ledger
+from privft.budget.mechanism import Mechanism
+from privft.config import RunConfig
+from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
+from privft.plan import ModelFacts, Plan, approval_message, stale_reasons
+from privft.policy import Check, PlanFacts, Policy, check, enforce
+from privft.signing import Identity
+from privft.stages.data import dataset_entry, newest_root, policy_of
+from privft.vault.manifest import read_manifest_text, unsigned_manifest
+from privft.workspace import Workspace
+
+HOLDER_KINDS = {"person": "x25519", "passphrase": "passphrase", "service": "service"}
+SECURE_NOISE = False  # plain float64; see training.noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A plan with what a person wants to see beside it."""
+
+    plan: Plan
+    cost: Cost
+    substitute: Cost
+    checks: list[Check]
+    before: BudgetView
+    admission: Admission
+    more_runs: int
+    warnings: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `privft plan --json`."""
+        return {
+            "plan_sha256": self.plan.digest,
+            "dataset": self.plan.dataset,
+            "unit": self.plan.mechanism["unit"],
+            "epsilon": self.cost.epsilon,
+            "delta": self.plan.delta,
+            "cost": self.cost.to_dict(),
+            "substitute": self.substitute.to_dict(),
+            "mechanism": self.plan.mechanism,
+            "budget": {
+                "cap": self.before.cap.to_dict(),
+                "epsilon_spent": self.before.epsilon_spent,
+                "epsilon_after": self.admission.epsilon_after,
+                "epsilon_left": self.before.epsilon_left,
+            },
+            "more_runs_like_this": self.more_runs,
+            "checks": [row.to_dict() for row in self.checks],
+            "warnings": self.warnings,
+        }
+
+
+def mechanism_of(config: RunConfig) -> Mechanism:
+    """The mechanism that a config asks for; calibrates the noise to a target epsilon."""
+    privacy = config.privacy
+    noise = privacy.noise_multiplier
+    if noise is None:
+        assert privacy.target_epsilon is not None
+        noise = calibrate_noise(
+            target_epsilon=privacy.target_epsilon,
+            delta=privacy.delta_value,
+            sampling_probability=privacy.sampling_probability,
+            steps=privacy.max_steps,
+        )
+    return Mechanism(
+        unit=privacy.unit,
+        sampling_probability=privacy.sampling_probability,
+        noise_multiplier=noise,
+        clip_norm=privacy.max_grad_norm,
+        steps=privacy.max_steps,
+        expected_batch_size=float(privacy.expected_batch_size),
+    )
+
+
+def recipient_kinds(workspace: Workspace, dataset: str) -> tuple[str, ...]:
+    """How the keys of a vault are held, from its public manifest."""
+    manifest = unsigned_manifest(read_manifest_text(workspace.vault_path(dataset)))
+    kinds = {wrap.recipient.holding.kind for wrap in manifest.recipients}
+    return tuple(sorted(HOLDER_KINDS[kind] for kind in kinds))
+
+
+def plan_facts(
+    workspace: Workspace, plan: Plan, *, operator: str, approvers: tuple[str, ...] | None
+) -> PlanFacts:
+    """What the policy's rules are about."""
+    config = plan.the_config()
+    return PlanFacts(
+        epsilon=plan.cost["epsilon_pld"],
+        epsilon_rdp=plan.cost["epsilon_rdp"],
+        delta=plan.delta,
+        unit=plan.mechanism["unit"],
+        declared_units=config.privacy.declared_units,
+        suite=plan.suite,
+        secure_noise=SECURE_NOISE,
+        recipients=recipient_kinds(workspace, plan.dataset),
+        operator=operator,
+        approvers=approvers,
+    )
+
+
+def make_plan(
+    workspace: Workspace,
+    ledger: Ledger,
+    config: RunConfig,
+    model: ModelFacts,
+    *,
+    actor: Identity,
+) -> Priced:
+    """Price a run; raises `PolicyRefused` or `BudgetExceeded` (both recorded) when it may not be.
+
+    The config's numbers must agree with what was declared when the data set was created.
+    """
+    dataset = dataset_entry(ledger, config.dataset).body
+    policy = policy_of(workspace, ledger, config.dataset)
+    declared = {"unit": config.privacy.unit, "declared_units": config.privacy.declared_units}
+    for name, value in declared.items():
+        if dataset[name] != value:
+            raise ConfigError(
+                f"privacy.{name} is {value}, and data set {config.dataset} was created with "
+                f"{dataset[name]}",
+                hint=f"privacy.{name}: {dataset[name]}",
+            )
+    mechanism = mechanism_of(config)
+    events = (mechanism.event(),)
+    priced = cost(events, config.privacy.delta_value)
+    substitute = cost(events, config.privacy.delta_value, adjacency="substitute")
+    view = ledger.budget(dataset["lineage"])
+    plan = Plan(
+        created=format_time(datetime.now(UTC)),
+        operator=actor.name,
+        dataset=config.dataset,
+        lineage=dataset["lineage"],
+        manifest_root=newest_root(ledger, config.dataset),
+        mechanism=mechanism.to_dict(),
+        delta=config.privacy.delta_value,
+        max_records_per_unit=config.privacy.records_per_unit,
+        cost=priced.to_dict(),
+        substitute=substitute.to_dict(),
+        config=config.to_dict(),
+        config_sha256=config.digest,
+        policy=policy.to_dict(),
+        policy_sha256=policy.digest,
+        model=model,
+        suite=config.audit.suite,
+        suite_sha256=load_suite(config.audit.suite)[1],
+        budget_sha256=view.digest,
+        checkpoint=ledger.checkpoint(),
+    )
+    checks = check(
+        policy, plan_facts(workspace, plan, operator=actor.name, approvers=None), view.cap
+    )
+    admission = ledger.admission(view.lineage, events)
+    try:
+        enforce(policy, checks)
+        if not admission.admitted:
+            raise _exceeded(config, policy, view, admission, mechanism)
+    except (PolicyRefused, BudgetExceeded) as refusal:
+        _record_refusal(ledger, plan, refusal, actor.name)
+        raise
+    spent = (*view.spent, *view.reserved)
+    return Priced(
+        plan=plan,
+        cost=priced,
+        substitute=substitute,
+        checks=checks,
+        before=view,
+        admission=admission,
+        more_runs=fits(view.cap, (*spent, *events), events[0]),
+        warnings=_warnings(config, mechanism),
+    )
+
+
+def _record_refusal(ledger: Ledger, plan: Plan, refusal: PrivftError, actor: str) -> None:
+    body = {"plan_sha256": plan.digest, "code": refusal.exit_code, "reason": refusal.message}
+    ledger.append("run-refused", body, actor=actor)
+
+
+def _exceeded(
+    config: RunConfig,
+    policy: Policy,
+    view: BudgetView,
+    admission: Admission,
+    mechanism: Mechanism,
+) -> BudgetExceeded:
+    spent = (*view.spent, *view.reserved)
+    steps = steps_that_fit(view.cap, spent, mechanism.event())
+    affordable = affordable_epsilon(config, view.cap, view)
+    choices = []
+    if affordable is not None:
+        choices.append(f"--target-epsilon {affordable:.2f}")
+    if steps:
+        choices.append(f"{steps} steps instead of {mechanism.steps}")
+    return BudgetExceeded(
+        f"this run needs epsilon {admission.epsilon_needed:.2f} of the budget and policy "
+        f"{policy.name!r} has {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} left for dataset "
+        f"{config.dataset}",
+        hint=(" or ".join(choices) + " (privft plan --fit)")
+        if choices
+        else "nothing of this kind fits any more: the data set's budget is used up",
+    )
+
+
+def affordable_epsilon(config: RunConfig, cap: Cap, view: BudgetView) -> float | None:
+    """The largest target epsilon (in steps of 0.05) that the budget still admits, if any."""
+    spent = (*view.spent, *view.reserved)
+
+    def admitted(twentieths: int) -> bool:
+        target = config.privacy.model_copy(
+            update={"target_epsilon": twentieths / 20, "noise_multiplier": None}
+        )
+        asked = mechanism_of(config.model_copy(update={"privacy": target}))
+        return admit(cap, spent, (asked.event(),)).admitted
+
+    low, high = 0, int(cap.epsilon * 20)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if admitted(middle) else (low, middle - 1)
+    return low / 20 if low else None
+
+
+def fitted(config: RunConfig, ledger: Ledger) -> RunConfig:
+    """The config with the largest target epsilon that the budget admits (`plan --fit`)."""
+    dataset = dataset_entry(ledger, config.dataset).body
+    view = ledger.budget(dataset["lineage"])
+    wanted = config.privacy.target_epsilon
+    best = affordable_epsilon(config, view.cap, view)
+    if best is None:
+        raise BudgetExceeded(
+            f"nothing fits: {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} is left for dataset "
+            f"{config.dataset}",
+            hint="fewer steps or a smaller expected batch size cost less",
+        )
+    target = best if wanted is None else min(best, wanted)
+    privacy = config.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
+    return config.model_copy(update={"privacy": privacy})
+
+
+def _warnings(config: RunConfig, mechanism: Mechanism) -> list[str]:
+    """What makes a useful model unlikely, by the noise that each unit's share meets.
+
+    The rule: noise_multiplier / expected_batch_size is the noise in the mean gradient in units of
+    the clip norm; below 0.05 signal usually wins, above 0.2 it rarely does (rule of thumb; see
+    the tables in benchmarks/).
+    """
+    ratio = mechanism.noise_multiplier / mechanism.expected_batch_size
+    if ratio > 0.2:
+        return [
+            f"noise in a step's mean gradient is {ratio:.2f} of the clip norm: expect little "
+            "learning; more units a step (privacy.expected_batch_size) help most"
+        ]
+    return []
+
+
+def approve(ledger: Ledger, plan: Plan, *, approver: Identity) -> None:
+    """Sign a plan; raises `PolicyRefused` when the ring does not name this person an approver."""
+    now = format_time(datetime.now(UTC))
+    person = ledger.keyring().may(approver.name, "approver", now)
+    if person.public != approver.public:
+        raise PolicyRefused(f"the ring has other keys for {approver.name} than this file")
+    signature = approver.signing.sign(approval_message(plan.digest)).hex()
+    ledger.append(
+        "plan-approved",
+        {"plan_sha256": plan.digest, "approver": approver.name, "signature": signature},
+        actor=approver.name,
+    )
+
+
+def approvals_of(ledger: Ledger, plan_sha256: str) -> list[dict[str, str]]:
+    """Valid approvals of a plan: name, key id, time, signature."""
+    ring = ledger.keyring()
+    found = []
+    for entry in ledger.entries(kind="plan-approved"):
+        if entry.body["plan_sha256"] != plan_sha256:
+            continue
+        person = ring.may(entry.body["approver"], "approver", entry.time)
+        key = person.verify_key
+        key.verify(bytes.fromhex(entry.body["signature"]), approval_message(plan_sha256))
+        found.append(
+            {
+                "name": person.name,
+                "keyid": key.keyid,
+                "time": entry.time,
+                "signature": entry.body["signature"],
+            }
+        )
+    return found
+
+
+def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
+    """Raise `PlanError` when something that the plan is bound to has changed; the policy."""
+    policy = policy_of(workspace, ledger, plan.dataset)
+    reasons = stale_reasons(
+        plan,
+        manifest_root=newest_root(ledger, plan.dataset),
+        policy_sha256=policy.digest,
+        budget_sha256=ledger.budget(plan.lineage).digest,
+        suite_sha256=load_suite(plan.suite)[1],
+    )
+    if reasons:
+        raise PlanError(
+            f"the plan is stale: {' and '.join(reasons)} changed since it was made",
+            hint="make it again: privft plan",
+        )
+    return policy
+
+
+def check_approved(
+    workspace: Workspace, ledger: Ledger, plan: Plan, policy: Policy, *, operator: str
+) -> list[Check]:
+    """All policy checks, approvals included; raises `PlanError` where approval is missing."""
+    names = tuple(row["name"] for row in approvals_of(ledger, plan.digest))
+    facts = plan_facts(workspace, plan, operator=operator, approvers=names)
+    checks = check(policy, facts, ledger.budget(plan.lineage).cap)
+    missing = [row for row in checks if not row.ok and row.rule in ("approvals", "four_eyes")]
+    if missing:
+        others = replace(facts, approvers=None)
+        enforce(policy, check(policy, others, ledger.budget(plan.lineage).cap))
+        raise PlanError(
+            f"policy {policy.name!r} wants {missing[0].rule} {missing[0].limit}, and the plan has "
+            f"{len(names)} approval(s): {', '.join(names) or 'nobody'}",
+            hint="privft approve PLAN --key FILE, by somebody who may",
+        )
+    enforce(policy, checks)
+    return checks

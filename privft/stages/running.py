@@ -1,0 +1,279 @@
+"""The run itself: reserve, train under the journal, settle; and going on after a crash.
+
+The order is a law (DESIGN.md, invariants 3 and 4):
+
+    1  self-check on generated units                  nothing is reserved when it fails
+    2  reserve the worst case in the ledger           exclusive, durable
+    3  seal the run's secrets                         fresh operating-system randomness
+    4  per step: journal the intent, then draw noise
+    5  seal the adapter
+    6  settle                                         charges what ran
+    7  destroy the run secret and the checkpoints
+
+A kill between 2 and 3 leaves a reservation without secrets, which can only be closed and charged.
+A kill anywhere later is gone on with by `resume`: from the newest checkpoint, under the same
+secret, replaying steps whose journalled digests must match.  Where they do not match, the run is
+closed and charged whole, because the same noise on two different sums would cancel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privft.audit import bounds
+from privft.audit.attacks import Claim
+from privft.audit.canaries import Canary, make_canaries
+from privft.audit.selfcheck import Check, check_mechanism
+from privft.audit.stepcheck import check_step
+from privft.audit.suite import load_suite
+from privft.budget.accounting import delta_for
+from privft.budget.ledger import Ledger
+from privft.budget.mechanism import Mechanism
+from privft.errors import IntegrityError, OrderError, PrivftError
+from privft.plan import Plan, parse_plan
+from privft.randomness import KeyedStreams, fresh_secret
+from privft.signing import Identity, SigningKey, sha256_hex
+from privft.stages.data import open_vault
+from privft.stages.modelling import VaultUnits, Workbench, check_base, find_base, shape_of
+from privft.stages.sealedrun import SealedRun
+from privft.training import adapter
+from privft.training.checkpoint import platform_facts
+from privft.training.loop import StepReport, train
+from privft.vault.keys import KeyOpener
+from privft.workspace import Workspace, write_private
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told what: `say` gets lines for people, `step` the loop's reports (private parts
+    are shown only where the policy says so, which the caller decides)."""
+
+    say: Callable[[str], None] = lambda line: None
+    step: Callable[[StepReport], None] = lambda report: None
+
+
+def start(
+    workspace: Workspace,
+    ledger: Ledger,
+    plan: Plan,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+    config_folder: Path,
+    watch: Watch,
+) -> str:
+    """Reserve and train; the id of the settled run."""
+    config = plan.the_config()
+    base = find_base(config, relative_to=config_folder)
+    check_base(base, plan.model)
+    with open_vault(workspace, ledger, plan.dataset, opener) as vault:
+        workbench = Workbench.of(config, base)
+        watch.say("checking the mechanism on generated units")
+        checks = _self_check(plan, workbench)
+        run_key = SigningKey.generate("run")
+        entry = ledger.reserve(
+            actor=actor.name,
+            body={
+                "dataset": plan.dataset,
+                "lineage": plan.lineage,
+                "plan_sha256": plan.digest,
+                "mechanism": plan.mechanism,
+                "events": [event.to_dict() for event in plan.events()],
+                "run_key": run_key.public.hex,
+                "policy_digest": plan.policy_sha256,
+                "config_sha256": plan.config_sha256,
+                "model_sha256": plan.model.weights_sha256,
+                "epsilon": plan.cost,
+            },
+            cap=ledger.budget(plan.lineage).cap,
+        )
+        run = str(entry.body["run"])
+        watch.say(f"reserved as run {run}")
+        sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
+        write_private(sealed.folder / "plan.json", plan.to_bytes() + b"\n")
+        place = {"config_folder": os.fspath(config_folder.resolve())}
+        write_private(sealed.folder / "place.json", json.dumps(place).encode() + b"\n")
+        sealed.seal("run-key", run_key.private_bytes())
+        sealed.seal("canaries", fresh_secret())
+        sealed.seal("selfcheck", json.dumps([c.to_dict() for c in checks]).encode())
+        sealed.seal("secret", fresh_secret())  # last: with it the run can be gone on with
+        _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=None, watch=watch)
+    return run
+
+
+def resume(
+    workspace: Workspace,
+    ledger: Ledger,
+    run: str,
+    *,
+    actor: Identity,
+    opener: KeyOpener,
+    watch: Watch,
+) -> None:
+    """Go on with a reserved run after a crash, or close it where that cannot be done."""
+    folder = workspace.run_path(run)
+    plan, config_folder = stored_plan(folder)
+    with open_vault(workspace, ledger, plan.dataset, opener) as vault:
+        sealed = SealedRun(run=run, folder=folder, vault=vault)
+        if not sealed.has("secret"):
+            close(ledger, run, actor=actor, reason="stopped before its secrets were sealed")
+        base = find_base(plan.the_config(), relative_to=config_folder)
+        try:
+            check_base(base, plan.model)
+            if vault.manifest_root != plan.manifest_root:
+                raise OrderError("the data changed since the plan was made")
+        except PrivftError as error:
+            close(ledger, run, actor=actor, reason=error.message)
+        workbench = Workbench.of(plan.the_config(), base)
+        state = sealed.unseal("checkpoint") if sealed.has("checkpoint") else None
+        watch.say("going on from the newest checkpoint" if state else "starting over, same secret")
+        _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=state, watch=watch)
+
+
+def close(ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
+    """Settle a run that cannot be gone on with: charged whole.  Always raises."""
+    ledger.settle(
+        run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
+    )
+    raise OrderError(
+        f"run {run} is closed and charged in full: {reason}",
+        hint="make a new plan: privft plan",
+    )
+
+
+def stored_plan(folder: Path) -> tuple[Plan, Path]:
+    """The plan of a run, and the folder that paths in its config are relative to."""
+    try:
+        plan = parse_plan((folder / "plan.json").read_bytes())
+        place = json.loads((folder / "place.json").read_bytes())
+    except FileNotFoundError as error:
+        raise OrderError(
+            f"{folder.name} was stopped before anything of it was kept",
+            hint="close it: privft runs close " + folder.name,
+        ) from error
+    return plan, Path(place["config_folder"])
+
+
+def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Canary]:
+    """The run's canaries with their coins, made again from their sealed secret."""
+    suite, _ = load_suite(plan.suite)
+    return make_canaries(
+        suite,
+        KeyedStreams(sealed.unseal("canaries")),
+        task=workbench.config.task,
+        shape=shape_of(sealed.vault),
+        vocabulary=workbench.vocabulary(),
+        records_per_unit=plan.max_records_per_unit,
+    )
+
+
+def claim_of(plan: Plan) -> Claim:
+    """What the run promises, for attacks to contradict: its own trade-off curve."""
+    epsilon = float(plan.cost["epsilon_pld"])
+    points = [epsilon * step / 16 for step in range(25)]
+    deltas = [delta_for(plan.events(), point) for point in points]
+    curve = bounds.profile_curve(points, deltas)
+    return Claim(epsilon=epsilon, delta=plan.delta, curve=curve)
+
+
+def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
+    suite, _ = load_suite(plan.suite)
+    mechanism = plan.the_mechanism()
+    checks = check_mechanism(
+        suite.selfcheck, fresh_secret(), mechanism=mechanism, claim=claim_of(plan)
+    )
+    checks += check_step(
+        workbench.fresh(),
+        workbench.encode,
+        workbench.vocabulary(),
+        mechanism=mechanism,
+        task=workbench.config.task,
+        max_length=workbench.config.max_length,
+    )
+    failed = [check for check in checks if not check.ok]
+    if failed:
+        raise IntegrityError(
+            f"self-check failed: {failed[0].check}: {failed[0].detail}",
+            hint="nothing was charged; do not train on this machine before it is understood",
+        )
+    return checks
+
+
+def _context(plan: Plan, workbench: Workbench) -> dict[str, Any]:
+    """What must be equal for a step to be the same step."""
+    return {
+        "plan": plan.digest,
+        "manifest": plan.manifest_root,
+        "performance": dataclasses.asdict(workbench.performance()),
+        "platform": platform_facts(),
+    }
+
+
+def _train_and_settle(
+    ledger: Ledger,
+    plan: Plan,
+    sealed: SealedRun,
+    workbench: Workbench,
+    *,
+    actor: Identity,
+    resume: bytes | None,
+    watch: Watch,
+) -> None:
+    run, mechanism = sealed.run, plan.the_mechanism()
+    model = workbench.fresh()
+    untrained = adapter.trained_snapshot(model)
+    included = [canary for canary in canaries_of(plan, sealed, workbench) if canary.included]
+
+    def journal(step: int, digest: str) -> None:
+        try:
+            ledger.journal(run, step, digest)
+        except OrderError as error:
+            # Another state than the one whose noise may be known already.
+            close(ledger, run, actor=actor, reason=error.message)
+
+    train(
+        model,
+        units=VaultUnits(sealed.vault, workbench),
+        canaries=[workbench.encode(canary.unit) for canary in included],
+        mechanism=mechanism,
+        max_records_per_unit=plan.max_records_per_unit,
+        optimisation=workbench.optimisation(),
+        performance=workbench.performance(),
+        streams=KeyedStreams(sealed.unseal("secret")),
+        context=_context(plan, workbench),
+        journal=journal,
+        save=lambda state: sealed.seal("checkpoint", state),
+        resume=resume,
+        tell=watch.step,
+    )
+    if not adapter.has_moved(model, untrained):
+        close(ledger, run, actor=actor, reason="the adapter did not move")
+    files = adapter.adapter_files(model, base_name=workbench.base.name)
+    sealed.seal_adapter(files)
+    _settle(ledger, run, mechanism, files, actor=actor)
+    sealed.destroy("secret")
+    sealed.destroy("checkpoint")
+
+
+def _settle(
+    ledger: Ledger,
+    run: str,
+    mechanism: Mechanism,
+    files: Mapping[str, bytes],
+    *,
+    actor: Identity,
+) -> None:
+    ledger.settle(
+        run,
+        actor=actor.name,
+        outcome="completed",
+        reason="all steps ran",
+        steps_drawn=mechanism.steps,
+        adapter={name: sha256_hex(data) for name, data in files.items()},
+    )

@@ -1,0 +1,86 @@
+"""The folder of a run: what is sealed in it, and for how long.
+
+    runs/RUN/
+      plan.json               the plan, as approved (public)
+      secret.sealed           the run secret; gone at settlement
+      checkpoint.sealed       the newest training state; gone at settlement
+      run-key.sealed          the Ed25519 seed that signs the statement
+      canaries.sealed         the secret that the canaries' coins and texts are made from
+      selfcheck.sealed        what the checks before the first step found (JSON)
+      adapter/NAME.sealed     what was trained
+      audit-private.sealed    findings on real units, for the enclave's eyes (JSON)
+      statement.dsse.json, report.html, ...     after the audit (public)
+
+Sealed means FLOE under a key of its own, HKDF of the vault's secret with the purpose
+"run/<run>/<name>", AAD "privft-run-v1/<run>/<name>".  So only a recipient of the vault opens them,
+rotation does not lose them, and no file can stand in for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from privft.errors import IntegrityError, OrderError
+from privft.vault import floe
+from privft.vault.store import Vault
+from privft.workspace import sync_folder, write_private
+
+SEGMENT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedRun:
+    """One run's folder, with the vault that holds its keys."""
+
+    run: str
+    folder: Path
+    vault: Vault
+
+    def _context(self, name: str) -> tuple[bytes, bytes]:
+        return (
+            self.vault.subkey(f"run/{self.run}/{name}"),
+            f"privft-run-v1/{self.run}/{name}".encode(),
+        )
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.sealed"
+
+    def seal(self, name: str, plaintext: bytes) -> None:
+        """Write one sealed file, durably; replaces an older one whole."""
+        key, aad = self._context(name)
+        write_private(self._path(name), floe.seal(key, plaintext, aad, segment_bytes=SEGMENT_BYTES))
+
+    def unseal(self, name: str) -> bytes:
+        """The content of a sealed file; `OrderError` when there is none."""
+        key, aad = self._context(name)
+        try:
+            sealed = self._path(name).read_bytes()
+        except FileNotFoundError as error:
+            raise OrderError(f"run {self.run} has no {name}") from error
+        try:
+            return floe.unseal(key, sealed, aad)
+        except IntegrityError as error:
+            raise IntegrityError(f"{name} of run {self.run} was altered") from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return self._path(name).exists()
+
+    def destroy(self, name: str) -> None:
+        """Remove a sealed file.  Its key lives on in the vault, so copies stay readable to
+        recipients; the run secret's worth ends with settlement, which closes the journal."""
+        self._path(name).unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def seal_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Seal every file of the adapter."""
+        for name, data in files.items():
+            self.seal(f"adapter/{name}", data)
+
+    def unseal_adapter(self) -> dict[str, bytes]:
+        """Every file of the adapter, by name."""
+        folder = self.folder / "adapter"
+        names = sorted(path.name.removesuffix(".sealed") for path in folder.glob("*.sealed"))
+        return {name: self.unseal(f"adapter/{name}") for name in names}

@@ -1,0 +1,264 @@
+"""A workspace on disk: where ledger, keys, vaults and runs lie, and nothing about their order.
+
+    DIR/                     mode 0700, made by `privft init DIR`
+      workspace.json         {"format": "privft-workspace-v1", "name": ..., "log_key": hex}
+      ledger.db              the ledger; everything that matters is an entry there
+      keys/log.key           Ed25519 seed that signs checkpoints, then 32 bytes that key the hashes
+                             by which overlapping data sets are recognised (64 bytes, mode 0600)
+      keys/NAME.key          private keys of a person who works on this machine (mode 0600);
+                             the public half is an entry of the ledger
+      vaults/DATASET/        one vault each (`privft.vault`)
+      overlap/DATASET        keyed hashes of its units and texts (mode 0600)
+      policies/SHA256.json   the policies that data sets were created under
+      runs/RUN/              what a run leaves; all sealed but for what the report publishes
+      cache/                 results that depend on nothing private (an audit's control)
+
+The workspace is found upward from the working folder, or named.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from privft.budget.entries import Role
+from privft.budget.ledger import Ledger
+from privft.errors import IntegrityError, NotForThisKey, UsageError
+from privft.policy import Policy
+from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
+from privft.vault.keys import KeyOpener, agreement_opener
+from privft.vault.overlap import HASH_BYTES
+
+FORMAT = "privft-workspace-v1"
+MARKER = "workspace.json"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A new file of mode 0600, durable on return; replaces what was there, whole or not at all."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """An open workspace; `log` signs checkpoints, `overlap_key` keys the overlap hashes."""
+
+    folder: Path
+    name: str
+    log: SigningKey
+    overlap_key: bytes
+
+    @staticmethod
+    def create(folder: Path, *, owner: Identity, roles: Sequence[Role]) -> Workspace:
+        """Make a workspace in a new or empty folder, with its first person on the ring."""
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is not empty", hint="name a folder that does not exist yet")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        name = folder.resolve().name
+        log = SigningKey.generate(f"privft.{name}")
+        overlap_key = os.urandom(32)
+        write_private(folder / "keys" / "log.key", log.private_bytes() + overlap_key)
+        workspace = Workspace(folder=folder.resolve(), name=name, log=log, overlap_key=overlap_key)
+        with Ledger.create(
+            folder / "ledger.db", log_key=log, origin=log.name, workspace_id=name
+        ) as ledger:
+            workspace.add_person(ledger, owner, roles=roles, actor=owner.name)
+        marker = {"format": FORMAT, "name": name, "log_key": log.public.hex}
+        write_private(folder / MARKER, canonical_json(marker) + b"\n")  # last: it makes it one
+        return workspace
+
+    @staticmethod
+    def open(folder: Path) -> Workspace:
+        """The workspace in this very folder."""
+        try:
+            marker = json.loads((folder / MARKER).read_bytes())
+            keys = (folder / "keys" / "log.key").read_bytes()
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{folder} is not a privft workspace",
+                hint="privft init DIR makes one; --workspace DIR names one",
+            ) from error
+        except ValueError as error:
+            raise IntegrityError(f"{folder / MARKER} is not readable") from error
+        if not isinstance(marker, dict) or marker.get("format") != FORMAT or len(keys) != 64:
+            raise IntegrityError(f"{folder / MARKER} is not of format {FORMAT}")
+        log = SigningKey.from_bytes(f"privft.{marker['name']}", keys[:32])
+        if log.public.hex != marker["log_key"]:
+            raise IntegrityError(f"{folder / MARKER} and keys/log.key do not belong together")
+        return Workspace(
+            folder=folder.resolve(), name=marker["name"], log=log, overlap_key=keys[32:]
+        )
+
+    @staticmethod
+    def find(start: Path) -> Workspace:
+        """The workspace that `start` lies in, looking upward."""
+        for folder in (start.resolve(), *start.resolve().parents):
+            if (folder / MARKER).is_file():
+                return Workspace.open(folder)
+        raise UsageError(
+            "there is no privft workspace here or above",
+            hint="privft init DIR makes one; --workspace DIR names one",
+        )
+
+    def ledger(self) -> Ledger:
+        """Open the ledger; a context manager."""
+        return Ledger.open(self.folder / "ledger.db", log_key=self.log)
+
+    def vault_path(self, dataset: str) -> Path:
+        """Where the vault of a data set lies."""
+        return self.folder / "vaults" / dataset
+
+    def run_path(self, run: str) -> Path:
+        """Where a run's files lie."""
+        return self.folder / "runs" / run
+
+    @property
+    def cache(self) -> Path:
+        """Where results lie that depend on nothing private."""
+        return self.folder / "cache"
+
+    # -- people ---------------------------------------------------------------------------------
+
+    def add_person(
+        self,
+        ledger: Ledger,
+        identity: Identity,
+        *,
+        roles: Sequence[Role],
+        actor: str,
+        key_file: Path | None = None,
+        expires: str | None = None,
+    ) -> Path:
+        """Put a person on the ring and the private keys into a file (keys/NAME.key by default)."""
+        path = key_file or self.folder / "keys" / f"{identity.name}.key"
+        if path.exists():
+            raise UsageError(f"{path} exists", hint="keys are never overwritten; name another file")
+        public = identity.public
+        write_private(path, identity.to_bytes() + b"\n")
+        try:
+            ledger.append(
+                "key-added",
+                {
+                    "name": identity.name,
+                    "roles": list(roles),
+                    "ed25519": public.ed25519,
+                    "x25519": public.x25519,
+                    "expires": expires,
+                },
+                actor=actor,
+            )
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def identity(self, *, name: str | None = None, key_file: Path | None = None) -> Identity:
+        """Who acts: from a key file, by name, or the only person with keys on this machine."""
+        if key_file is None:
+            found = {p.stem: p for p in sorted((self.folder / "keys").glob("*.key"))}
+            found.pop("log", None)
+            if name is None and len(found) != 1:
+                raise UsageError(
+                    f"{len(found)} people have keys on this machine: "
+                    f"{', '.join(found) or 'nobody'}",
+                    hint="say who acts with --as NAME or --key FILE",
+                )
+            name = name or next(iter(found))
+            if name not in found:
+                raise UsageError(
+                    f"{name} has no keys on this machine", hint="--key FILE names a key file"
+                )
+            key_file = found[name]
+        try:
+            data = key_file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the key file {key_file}: {error.strerror}") from error
+        identity = Identity.from_bytes(data.removesuffix(b"\n"))
+        if name is not None and identity.name != name:
+            raise NotForThisKey(f"{key_file} holds the keys of {identity.name}, not of {name}")
+        return identity
+
+    def signer_keys(self, ledger: Ledger) -> dict[str, VerifyKey]:
+        """Keys of everybody who ever was an operator: who may have signed a vault's manifest.
+
+        That a signature is old is no fault; that a manifest is old shows against the ledger.
+        """
+        people = ledger.keyring().people
+        keys = [person.verify_key for person in people if "operator" in person.roles]
+        return {key.keyid: key for key in keys}
+
+    # -- policies -------------------------------------------------------------------------------
+
+    def keep_policy(self, policy: Policy) -> None:
+        """Keep the whole text of a policy that a data set was created under."""
+        write_private(
+            self.folder / "policies" / f"{policy.digest}.json", canonical_json(policy.to_dict())
+        )
+
+    def policy(self, digest: str) -> Policy:
+        """A kept policy; raises `IntegrityError` when it is gone or was edited."""
+        path = self.folder / "policies" / f"{digest}.json"
+        try:
+            policy = Policy.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                f"the policy {digest[:12]} that the ledger names is not in {path.parent}"
+            ) from error
+        if policy.digest != digest:
+            raise IntegrityError(f"the policy in {path} was edited after it came into force")
+        return policy
+
+    # -- overlap --------------------------------------------------------------------------------
+
+    def overlap_hashes(self, dataset: str) -> frozenset[bytes]:
+        """The keyed hashes of a data set's units and texts, as last recorded."""
+        path = self.folder / "overlap" / dataset
+        data = path.read_bytes() if path.exists() else b""
+        if len(data) % HASH_BYTES:
+            raise IntegrityError(f"{path} is cut off: {len(data)} bytes")
+        return frozenset(data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES))
+
+    def record_overlap_hashes(self, dataset: str, hashes: Iterable[bytes]) -> None:
+        """Replace what is recorded for a data set."""
+        write_private(self.folder / "overlap" / dataset, b"".join(sorted(set(hashes))))
+
+
+def opener_of(identity: Identity) -> KeyOpener:
+    """Opens vaults for the person whose keys these are."""
+    return agreement_opener(identity.name, identity.agreement)
+
+
+def read_canonical(path: Path, what: str) -> dict[str, object]:
+    """A mapping in canonical JSON from a file, as written by `canonical_json`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {what} {path}: {error.strerror}") from error
+    value = parse_canonical(data.removesuffix(b"\n"))
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{what} {path} is no JSON object")
+    return value

@@ -1,0 +1,104 @@
+"""Bodies of entries, and small ledgers, that the tests of this room share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from privft.budget.entries import Entry
+from privft.budget.filter import Cap
+from privft.budget.ledger import Ledger
+from privft.budget.mechanism import Mechanism
+from privft.signing import SigningKey
+
+ORIGIN = "privft/ward-7"
+LOG_KEY = SigningKey.from_bytes(ORIGIN, bytes(range(32)))
+OTHER_KEY = SigningKey.from_bytes(ORIGIN, bytes(range(1, 33)))
+LINEAGE = "0123456789abcdef" * 2
+CAP = Cap(epsilon=8.0, delta=1e-6)
+HASH = "ab" * 32
+
+
+def mechanism(*, steps: int = 40, noise: float = 1.1, unit: str = "subject") -> Mechanism:
+    return Mechanism(
+        unit=unit,  # type: ignore[arg-type]
+        sampling_probability=0.03,
+        noise_multiplier=noise,
+        clip_norm=1.0,
+        steps=steps,
+        expected_batch_size=96.0,
+    )
+
+
+def dataset_body(
+    *, dataset: str = "notes", lineage: str = LINEAGE, cap: Cap = CAP
+) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
+        "lineage": lineage,
+        "unit": "subject",
+        "cap": cap.to_dict(),
+        "declared_units": 4000,
+        "policy": "hospital",
+        "policy_digest": HASH,
+        "manifest_root": HASH,
+    }
+
+
+def reservation_body(
+    *, steps: int = 40, noise: float = 1.1, dataset: str = "notes", lineage: str = LINEAGE
+) -> dict[str, Any]:
+    planned = mechanism(steps=steps, noise=noise)
+    return {
+        "dataset": dataset,
+        "lineage": lineage,
+        "plan_sha256": HASH,
+        "mechanism": planned.to_dict(),
+        "events": [planned.event().to_dict()],
+        "run_key": HASH,
+        "policy_digest": HASH,
+        "config_sha256": HASH,
+        "model_sha256": HASH,
+        "epsilon": {
+            "epsilon_pld": 1.5,
+            "epsilon_rdp": 1.75,
+            "rdp_note": None,
+            "delta": 1e-6,
+            "adjacency": "add-remove",
+            "best_order": 9.0,
+            "order_at_edge": False,
+        },
+    }
+
+
+def step_digest(step: int) -> str:
+    return f"{step:064x}"
+
+
+def new_ledger(folder: Path, *, cap: Cap = CAP, time: str = "2026-01-01T00:00:00Z") -> Ledger:
+    """A ledger with one data set."""
+    ledger = Ledger.create(
+        folder / "ledger.db", log_key=LOG_KEY, origin=ORIGIN, workspace_id="ws-1", time=time
+    )
+    ledger.append("dataset-created", dataset_body(cap=cap), actor="ann", time=time)
+    return ledger
+
+
+def reserve(ledger: Ledger, *, cap: Cap = CAP, **body: Any) -> Entry:
+    return ledger.reserve(actor="ann", body=reservation_body(**body), cap=cap)
+
+
+def run_to_the_end(ledger: Ledger, *, steps: int = 3, cap: Cap = CAP, noise: float = 1.1) -> str:
+    """Reserve, journal every step, settle: the name of the run."""
+    run: str = reserve(ledger, steps=steps, cap=cap, noise=noise).body["run"]
+    for step in range(steps):
+        ledger.journal(run, step, step_digest(step))
+    ledger.settle(
+        run,
+        actor="ann",
+        outcome="completed",
+        reason="all steps ran",
+        steps_drawn=steps,
+        adapter={"adapter_model.safetensors": HASH},
+    )
+    return run

@@ -1,0 +1,71 @@
+"""The recipe with public tools: it runs as printed, needs no privft, and notices tampering."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from privft.report.trust import make_trust
+from privft.report.verify import recipe
+from tests.report.released import LOG, write_release
+
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", recipe(), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place: Path = tmp_path_factory.mktemp("recipe")
+    write_release(place / "release")
+    (place / "trust.json").write_bytes(make_trust(log_key=LOG.public))
+    return place
+
+
+def follow(place: Path, blocks: int = len(BLOCKS)) -> list[int]:
+    """Exit status of the first blocks, run as printed, with a Python that cannot see privft."""
+    bin_folder = place / "bin"
+    bin_folder.mkdir(exist_ok=True)
+    if not (bin_folder / "python3").exists():
+        (bin_folder / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" -P "$@"\n')
+        (bin_folder / "python3").chmod(0o755)
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": ""}
+    codes = []
+    for kind, block in BLOCKS[:blocks]:
+        command = ["sh", "-ec", block] if kind == "sh" else ["python3", "-c", block]
+        done = subprocess.run(command, cwd=place / "release", env=environment, capture_output=True)
+        codes.append(done.returncode)
+    return codes
+
+
+def test_recipe_is_one_page_of_public_tools() -> None:
+    assert len(BLOCKS) == 4
+    assert len(recipe().splitlines()) < 130
+    assert not re.search(r"^\s*(from|import) privft", recipe(), flags=re.MULTILINE)
+
+
+def test_recipe_followed_as_printed_accepts_an_honest_release(honest: Path) -> None:
+    assert follow(honest) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "block"),
+    [
+        ("ledger-proof.json", b'"noise_multiplier":0.9', b'"noise_multiplier":1.9', 0),
+        ("statement.dsse.json", b'"payload":"eyJfdHlwZSI6', b'"payload":"eyJfdHlwZSI7', 1),
+        ("README.md", b"wins", b"lost", 2),
+    ],
+)
+def test_recipe_notices_tampering(
+    honest: Path, tmp_path: Path, name: str, old: bytes, new: bytes, block: int
+) -> None:
+    place = Path(shutil.copytree(honest, tmp_path / "place"))
+    spoiled = place / "release" / name
+    assert old in spoiled.read_bytes()
+    spoiled.write_bytes(spoiled.read_bytes().replace(old, new))
+    assert follow(place, block + 1)[block] != 0

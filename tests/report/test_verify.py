@@ -1,0 +1,358 @@
+"""Verifying a released folder: what passes, and that every kind of tampering is found and named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privft.errors import IntegrityError, SignatureError
+from privft.report import recompute, statement, verify
+from privft.report.trust import make_trust, parse_trust
+from privft.signing import canonical_json, dsse_add_signature, dsse_sign, sha256_hex
+from tests.report.released import (
+    AMARA,
+    JONAS,
+    LOG,
+    RUN,
+    STRANGER,
+    failed,
+    numbers_in,
+    parsed,
+    trust,
+    write_release,
+)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("honest")
+    write_release(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(honest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(honest, tmp_path / "release"))
+
+
+def test_honest_release_passes_every_check(honest: Path) -> None:
+    rows = verify.verify_release(honest, trust())
+    assert [row.detail for row in rows if not row.ok] == []
+    assert [row.name for row in rows] == [
+        "files",
+        "ledger",
+        "signature",
+        "statement",
+        "digests",
+        "entries",
+        "approvals",
+        "epsilon",
+        "budget",
+        "audit",
+        "policy",
+        "page",
+        "card",
+        "licence note",
+    ]
+    verify.require(rows)
+
+
+def test_release_made_twice_is_the_same_bytes(honest: Path, tmp_path: Path) -> None:
+    write_release(tmp_path / "again")
+    for path in honest.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_every_file_is_guarded_at_every_kind_of_place(honest: Path, folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        for at in (0, len(original) // 3, len(original) // 2, len(original) - 1):
+            spoiled = bytearray(original)
+            spoiled[at] ^= 1
+            path.write_bytes(spoiled)
+            assert failed(folder), (path.name, at)
+        for spoiled_bytes in (original + b"\n", original[:-1], b""):
+            path.write_bytes(spoiled_bytes)
+            assert failed(folder), path.name
+        path.write_bytes(original)
+    assert failed(folder) == {}
+
+
+def test_changed_file_is_named(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"X")
+    found = failed(folder)
+    assert set(found) == {"digests"}
+    assert "adapter_model.safetensors" in found["digests"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "README.md", "LICENSE-NOTE.txt"])
+def test_rendering_that_says_something_else_is_named_twice(folder: Path, name: str) -> None:
+    (folder / name).write_text((folder / name).read_text() + "<!-- epsilon 0.1 -->")
+    found = failed(folder)
+    assert name in found["digests"]
+    assert len(found) == 2
+
+
+def test_extra_file_missing_file_link_and_folder_are_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "optimizer.pt").write_bytes(b"")
+    assert "optimizer.pt" in failed(folder)["files"]
+    (folder / "optimizer.pt").unlink()
+    (folder / "README.md").rename(tmp_path / "README.md")
+    assert "README.md" in failed(folder)["files"]
+    (folder / "README.md").symlink_to(tmp_path / "README.md")
+    assert "not a plain file" in failed(folder)["files"]
+    assert set(failed(tmp_path / "nowhere")) >= {"files"}
+
+
+def test_statement_resigned_by_a_stranger_is_found_for_every_number(folder: Path) -> None:
+    plain = json.loads(_payload(folder))
+    paths = numbers_in(plain)
+    assert len(paths) > 200
+    for path in paths:
+        changed = copy.deepcopy(plain)
+        at: Any = changed
+        for part in path[:-1]:
+            at = at[part]
+        at[path[-1]] = at[path[-1]] * 2 + 1
+        envelope = dsse_sign(canonical_json(changed), statement.PAYLOAD_TYPE, [STRANGER])
+        (folder / verify.STATEMENT).write_bytes(canonical_json(envelope))
+        found = failed(folder)
+        assert "signature" in found, path
+        with pytest.raises(SignatureError, match="signature"):
+            verify.require(verify.verify_release(folder, trust()))
+
+
+def _payload(folder: Path) -> bytes:
+    import base64
+
+    return base64.b64decode(parsed(folder, verify.STATEMENT)["payload"])
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def _put(*path: Any, value: Any) -> Change:
+    def change(facts: dict[str, Any]) -> None:
+        at: Any = facts
+        for part in path[:-1]:
+            at = at[part]
+        at[path[-1]] = value(at[path[-1]]) if callable(value) else value
+
+    return change
+
+
+def _both(*changes: Change) -> Change:
+    def change(facts: dict[str, Any]) -> None:
+        for one in changes:
+            one(facts)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("epsilon", _both(_put("guarantee", "epsilon", value=1.5),
+                          _put("guarantee", "cost", "epsilon_pld", value=1.5))),
+        ("epsilon", _put("guarantee", "cost", "epsilon_rdp", value=2.2)),
+        ("epsilon", _put("guarantee", "substitute", "epsilon_pld", value=2.0)),
+        ("epsilon", _put("guarantee", "odds_percent", value=60.0)),
+        ("epsilon", _put("guarantee", "tpr_at_fpr", 30, 1, value=lambda v: v * 0.9)),
+        ("epsilon", _put("guarantee", "mu", value=0.1)),
+        ("entries", _both(_put("mechanism", "noise_multiplier", value=1.2),
+                          _put("events", 0, "noise_multiplier", value=1.2))),
+        ("entries", _both(_put("mechanism", "steps", value=30),
+                          _put("events", 0, "count", value=30))),
+        ("entries", _put("mechanism", "clip_norm", value=0.1)),
+        ("entries", _put("mechanism", "expected_batch_size", value=960.0)),
+        ("entries", _put("model", "weights_sha256", value="0" * 64)),
+        ("entries", _put("config", "body", "seed", value=8)),
+        ("entries", _put("plan", "sha256", value="0" * 64)),
+        ("entries", _put("run", "actor", value="somebody-else")),
+        ("entries", _put("run", "settled_time", value="2026-11-20T08:21:45Z")),
+        ("entries", _put("audit", "suite", value="strict")),
+        ("budget", _put("ledger", "before", "epsilon_spent", value=0.1)),
+        ("budget", _put("ledger", "after", "epsilon_left", value=7.0)),
+        ("budget", _put("ledger", "cap", "epsilon", value=80.0)),
+        ("budget", _put("ledger", "more_runs_like_this", value=lambda v: v + 1)),
+        ("budget", _put("ledger", "spent_events", value=[])),
+        ("budget", _put("ledger", "history", 1, "cumulative", value=0.5)),
+        ("audit", _put("audit", "tests", 0, "epsilon_lower", value=0.1)),
+        ("audit", _put("audit", "tests", 0, "correct", value=60)),
+        ("audit", _put("audit", "tests", 0, "ceiling", value=9.0)),
+        ("audit", _put("audit", "tests", 0, "canaries", value=1000)),
+        ("policy", _put("policy", "checks", 1, "limit", value=30.0)),
+        ("policy", _put("policy", "checks", 0, "ok", value=False)),
+        ("policy", _put("data", "declared_units", value=900)),
+        ("approvals", _put("approvals", 0, "signature", value="0a" * 64)),
+        ("approvals", _put("approvals", 0, "keyid", value=STRANGER.public.keyid)),
+        ("policy", _put("approvals", value=lambda v: v[:1])),
+        ("statement", _put("ledger", "checkpoint_before", value="")),
+        ("statement", _put("ledger", "log_key", value=STRANGER.public.hex)),
+    ],
+)  # fmt: skip
+def test_lie_signed_by_the_run_key_itself_is_found(
+    tmp_path: Path, check: str, change: Change
+) -> None:
+    write_release(tmp_path, change=change)
+    assert check in failed(tmp_path)
+
+
+def test_audit_that_contradicts_the_claim_cannot_have_passed(tmp_path: Path) -> None:
+    def change(facts: dict[str, Any]) -> None:
+        from privft.audit.bounds import one_run_epsilon
+
+        test = facts["audit"]["tests"][0]
+        test["correct"] = test["guesses"]
+        test["epsilon_lower"] = test["ceiling"] = one_run_epsilon(
+            canaries=512, guesses=100, correct=100, delta=1e-5, significance=0.05
+        )
+
+    write_release(tmp_path, change=change)
+    assert "contradicts" in failed(tmp_path)["audit"]
+
+
+def test_curve_test_that_contradicts_the_claim_cannot_have_passed(tmp_path: Path) -> None:
+    curve_test = {
+        "kind": "words",
+        "method": recompute.CURVES,
+        "canaries": 512,
+        "guesses": 100,
+        "correct": 99,
+        "significance": 0.05,
+        "epsilon_lower": 3.0,
+        "ceiling": 4.0,
+    }
+    write_release(tmp_path, change=lambda facts: facts["audit"]["tests"].append(curve_test))
+    assert "contradicts" in failed(tmp_path)["audit"]
+
+
+def test_unknown_audit_method_is_not_waved_through(tmp_path: Path) -> None:
+    write_release(tmp_path, change=_put("audit", "tests", 0, "method", value="trust me"))
+    assert "does not know" in failed(tmp_path)["audit"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("run-reserved", "run_key", value=STRANGER.public.hex),
+        _put("run-released", "statement_sha256", value="0" * 64),
+        _put("run-audited", "statement_sha256", value="0" * 64),
+        _put("run-audited", "verdict", value="failed"),
+        _put("run-settled", "outcome", value="closed"),
+        _put("run-settled", "adapter", value=None),
+        _put("run-released", "files", "report.html", value="0" * 64),
+        _put("run-reserved", "policy_digest", value="0" * 64),
+    ],
+)
+def test_ledger_that_says_something_else_is_found(tmp_path: Path, change: Change) -> None:
+    write_release(tmp_path, ledger_change=change)
+    assert failed(tmp_path)
+
+
+def test_statement_signed_only_by_an_approver_is_refused(tmp_path: Path) -> None:
+    write_release(tmp_path, keys=[AMARA])
+    assert "run key" in failed(tmp_path)["signature"]
+
+
+def test_countersignature_by_a_stranger_is_named(tmp_path: Path) -> None:
+    write_release(tmp_path, keys=[RUN, STRANGER])
+    assert STRANGER.public.keyid[:16] in failed(tmp_path)["signature"]
+
+
+def test_countersignature_added_after_release_is_found(folder: Path) -> None:
+    envelope = dsse_add_signature(parsed(folder, verify.STATEMENT), JONAS)
+    (folder / verify.STATEMENT).write_bytes(canonical_json(envelope))
+    assert verify.STATEMENT in failed(folder)["digests"]
+
+
+def test_trust_root_of_another_ledger_trusts_nothing(honest: Path) -> None:
+    other = parse_trust(make_trust(log_key=STRANGER.public))
+    found = failed(honest, other)
+    assert "ledger" in found
+    assert "not checked" in found["epsilon"]
+
+
+def test_trust_root_may_limit_the_policies(honest: Path) -> None:
+    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
+    other = parse_trust(make_trust(log_key=LOG.public, people=people, policy_sha256=["0" * 64]))
+    assert (
+        "does not accept" in failed(honest, other)["policy"]
+        or "accepts" in failed(honest, other)["policy"]
+    )
+
+
+def test_approver_without_the_role_does_not_count(honest: Path) -> None:
+    people = [(JONAS.public, ["operator"]), (AMARA.public, ["approver"])]
+    other = parse_trust(make_trust(log_key=LOG.public, people=people))
+    assert "no approver" in failed(honest, other)["approvals"]
+
+
+def test_approval_that_was_never_signed_is_found_though_the_ledger_holds_it(
+    tmp_path: Path,
+) -> None:
+    def forge(facts: dict[str, Any]) -> None:
+        for approval in facts["approvals"]:
+            approval["signature"] = "0a" * 64
+
+    write_release(tmp_path, change=forge, approved=_put("signature", value="0a" * 64))
+    assert "does not hold" in failed(tmp_path)["approvals"]
+
+
+def test_failure_is_raised_with_the_name_of_its_check(folder: Path) -> None:
+    (folder / "README.md").write_bytes(b"")
+    with pytest.raises(
+        IntegrityError, match=r"digests: changed since the release: README\.md"
+    ) as e:
+        verify.require(verify.verify_release(folder, trust()))
+    assert e.value.exit_code == 13
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t.replace(b"privft-trust-v1", b"privft-trust-v2"),
+        lambda t: t.replace(b'"people"', b'"persons"'),
+        lambda t: t.replace(b'"hex": "', b'"hex": "Z'),
+        lambda t: b"[]",
+        lambda t: b"\xff",
+        lambda t: t.replace(b'"name": "amara-liu"', b'"name": "jonas-weidling"'),
+    ],
+)
+def test_spoiled_trust_root_is_refused(spoil: Callable[[bytes], bytes]) -> None:
+    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
+    with pytest.raises(SignatureError):
+        parse_trust(spoil(make_trust(log_key=LOG.public, people=people)))
+
+
+def test_verifying_needs_no_torch_and_no_plotting(honest: Path, tmp_path: Path) -> None:
+    root = tmp_path / "trust.json"
+    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
+    root.write_bytes(make_trust(log_key=LOG.public, people=people))
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from privft.report.trust import parse_trust\n"
+        "from privft.report.verify import verify_release, require\n"
+        f"require(verify_release(Path({str(honest)!r}),"
+        f" parse_trust(Path({str(root)!r}).read_bytes())))\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "peft", "datasets", "matplotlib"} & set(
+        done.stdout.split()
+    )
+
+
+def test_weights_are_only_hashed(folder: Path) -> None:
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    stated = json.loads(_payload(folder))["predicate"]["model"]["adapter_files"]
+    assert stated["adapter_model.safetensors"] == sha256_hex(weights)

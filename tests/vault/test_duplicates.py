@@ -1,0 +1,94 @@
+"""Sketches: how often near-duplicates are found, against the formula."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from privft.vault.duplicates import BANDS, Sketcher, record_text, shared_text
+from privft.vault.index import RECORD_ROW, Rows
+
+
+def shingles(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def test_near_duplicates_are_found_as_often_as_the_formula_says() -> None:
+    rng = random.Random(5)
+    sketcher = Sketcher()
+    for changed, pairs in ((2, 400), (5, 400), (12, 400)):
+        found, expected = 0, 0.0
+        for _ in range(pairs):
+            one = [f"w{rng.getrandbits(30):x}k" for _ in range(60)]
+            two = list(one)
+            for place in rng.sample(range(60), changed):
+                two[place] = f"v{rng.getrandbits(30):x}k"
+            same = len(shingles(one) & shingles(two)) / len(shingles(one) | shingles(two))
+            expected += 1 - (1 - same**4) ** 4
+            bands = [sketcher.bands(" ".join(words)) for words in (one, two)]
+            found += bool((bands[0] == bands[1]).any())
+        # five standard deviations of a binomial of this size
+        assert abs(found - expected) < 5 * (expected * (1 - expected / pairs) + 1) ** 0.5, changed
+
+
+def test_unrelated_texts_do_not_meet() -> None:
+    rng = random.Random(6)
+    sketcher = Sketcher()
+    words = ["".join(rng.choices("abcdefgh", k=8)) for _ in range(300)]
+    bands = np.array([sketcher.bands(" ".join(rng.choices(words, k=30))) for _ in range(400)])
+    assert sum(len(np.unique(bands[:, band])) for band in range(BANDS)) == 400 * BANDS
+
+
+def test_what_a_sketch_overlooks() -> None:
+    sketcher = Sketcher()
+    one = sketcher.bands("Seen on 12 May, 8:30 -- stable.")
+    assert (one == sketcher.bands("seen  ON 17 may 9.45: STABLE")).all()
+    assert not (one == sketcher.bands("seen on 12 May 8:30 unstable")).all()
+    assert (sketcher.bands("") == sketcher.bands("...")).all()
+
+
+def test_sketches_are_the_same_in_every_process() -> None:
+    assert Sketcher().bands("one two three four").tolist() == [
+        int(value) for value in KNOWN.split()
+    ]
+
+
+KNOWN = "10173753248131089331 2632242215443674382 2502107227617609760 4618227958134325175"
+
+
+def rows_of(entries: list[tuple[int, list[int]]]) -> Rows:
+    rows = np.zeros(len(entries), dtype=RECORD_ROW)
+    for place, (unit, bands) in enumerate(entries):
+        rows["tag_low"][place] = place
+        rows["unit_low"][place] = unit
+        rows["bands"][place] = bands
+    return rows
+
+
+def test_only_meetings_of_two_units_count() -> None:
+    entries = [
+        (1, [1, 10, 20, 30]),
+        (1, [1, 11, 21, 31]),
+        (2, [2, 12, 22, 32]),
+        (3, [3, 12, 23, 33]),
+        (4, [4, 14, 24, 34]),
+    ]
+    found = shared_text(rows_of(entries), np.arange(1, 6, dtype=np.uint64))
+    assert (found.units, found.records, found.pairs) == (2, 2, ((3, 4),))
+
+
+def test_pairs_are_bounded_and_never_both_old() -> None:
+    entries = [(unit, [7, 7, 7, 7]) for unit in range(1, 101)]
+    numbers = np.zeros(100, dtype=np.uint64)
+    assert shared_text(rows_of(entries), numbers).pairs == ()
+    numbers[40:] = np.arange(60, dtype=np.uint64) + np.uint64(1)
+    found = shared_text(rows_of(entries), numbers, pairs=7)
+    assert (found.units, found.records, len(found.pairs)) == (100, 100, 7)
+
+
+def test_all_text_of_a_record_counts() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert record_text({"id": "1", "prompt": "p", "completion": "c"}) == "p\nc"
+    assert record_text({"id": "1", "messages": turns}) == "a\nb"
+    assert record_text({"id": "1", "text": "t", "label": 3}) == "t"
