@@ -200,13 +200,13 @@ def audit(
     watch: Watch,
 ) -> AuditResult:
     """Attack a trained run and sign the report; a failed verdict is returned, not raised."""
-    from privft.stages import auditing, planning, running
+    from privft.stages import auditing, data, planning, running
 
     _may_operate(ledger, actor)
     record = ledger.run(run)
     require(record, "audit", now=_now())
     the_plan, _ = running.stored_plan(workspace.run_path(run))
-    policy = planning.policy_of(workspace, ledger, the_plan.dataset)
+    policy = data.policy_of(workspace, ledger, the_plan.dataset)
     checks = planning.check_approved(workspace, ledger, the_plan, policy, operator=record.actor)
     return auditing.audit(
         workspace, ledger, run, actor=actor, opener=opener, checks=checks, watch=watch

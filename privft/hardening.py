@@ -35,6 +35,9 @@ _OFFLINE = {
 }
 
 
+_locked = False
+
+
 class NetworkRefused(PrivftError):
     """Something in the process tried to reach a network."""
 
@@ -52,12 +55,15 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def lock_down() -> None:
-    """Apply all of the module's docstring to this process, for good."""
+    """Apply all of the module's docstring to this process, for good.  Twice is as good as once."""
+    global _locked
     os.umask(0o077)
     os.environ.update(_OFFLINE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    sys.addaudithook(_refuse_network)
+    if not _locked:
+        sys.addaudithook(_refuse_network)
+        _locked = True
     # Deprecation notes of libraries among each other are nothing for an operator to act on.
     warnings.simplefilter("ignore")

@@ -221,14 +221,16 @@ def vocabulary_of(
     vocabulary are the least trained ones.  Only the public tokeniser is read.
     Errors: UsageError when it has too few plain words.
     """
-    plain: dict[str, int] = {}
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    marked: dict[str, int] = {}
+    bare: dict[str, int] = {}
     for token, number in vocabulary.items():
-        word = token.lstrip("Ġ▁ ")
-        starts_word = token != word or token.isalpha()
-        if starts_word and 3 <= len(word) <= 14 and word.isascii() and word.islower():
-            plain[word] = min(number, plain.get(word, number))
-    ordered = [word for word in sorted(plain, key=plain.__getitem__) if word.isalpha()]
+        word = token.lstrip("Ġ▁")
+        if 3 <= len(word) <= 14 and word.isascii() and word.isalpha() and word.islower():
+            (bare if word == token else marked)[word] = number
+    # Where word starts carry a mark, a token without it is the inside of a word.
+    plain = marked if len(marked) >= 64 else bare
+    ordered = sorted(plain, key=plain.__getitem__)
     if len(ordered) < 64:
         raise UsageError(f"expected a tokeniser with 64 plain words or more, got {len(ordered)}")
     half = len(ordered) // 2

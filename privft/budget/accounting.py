@@ -27,12 +27,12 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+from privft.budget.filter import merged as merged
 from privft.budget.filter import rdp as rdp
 from privft.budget.mechanism import Adjacency, Event
 from privft.errors import AccountingError
@@ -115,20 +115,6 @@ class TradeOff:
         return {**asdict(self), "fpr": list(self.fpr), "fnr": list(self.fnr)}
 
 
-def merged(events: Sequence[Event]) -> tuple[Event, ...]:
-    """The same events with equal ones counted together, in a fixed order.
-
-    Guarantees: the composition is the same, since composition is commutative and associative.
-    """
-    counts: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        counts[event.noise_multiplier, event.sampling_probability] += event.count
-    return tuple(
-        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
-        for (noise, probability), count in sorted(counts.items())
-    )
-
-
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
         raise ValueError(f"expected 0 < delta < 1, got {delta}")
@@ -143,17 +129,16 @@ def _one_step(noise: float, probability: float, adjacency: Adjacency, grid: floa
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import privacy_loss_distribution
 
-    relations = {
-        "add-remove": NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "substitute": NeighboringRelation.REPLACE_ONE,
-    }
-    if adjacency not in relations:
+    if adjacency not in ("add-remove", "substitute"):
         raise AccountingError(f"no accountant for adjacency {adjacency!r}")
+    same = adjacency == "add-remove"
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise,
         sampling_prob=probability,
         value_discretization_interval=grid,
-        neighboring_relation=relations[adjacency],
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE
+        if same
+        else NeighboringRelation.REPLACE_ONE,
     )
 
 
@@ -201,10 +186,6 @@ def _dp_event(event: Event) -> Any:
     return dp_accounting.SelfComposedDpEvent(step, event.count)
 
 
-def _steps(events: Sequence[Event]) -> int:
-    return sum(event.count for event in events)
-
-
 def _epsilon_rdp(
     events: tuple[Event, ...], delta: float, orders: tuple[float, ...] | None = None
 ) -> tuple[float, float, bool]:
@@ -223,10 +204,11 @@ def _epsilon_rdp(
         logger.setLevel(level)
     if not all(value >= 0 for value in accountant.rdp):
         raise AccountingError("an RDP value is negative or NaN")
+    steps = sum(event.count for event in events)
     for order, theirs in zip(accountant.orders, accountant.rdp, strict=True):
         if order in _CHECKED_ORDERS:
             (ours,) = rdp(events, [order])
-            if not math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-12 * _steps(events)):
+            if not math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-12 * steps):
                 raise AccountingError(f"RDP at order {order:g} is {ours} here, {theirs} there")
     epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
     edges = (accountant.orders[0], accountant.orders[-1])
@@ -378,8 +360,9 @@ def _check_target(target_epsilon: float, delta: float) -> None:
 def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> TradeOff:
     """The trade-off curve of the composition of `events`, at least one.
 
-    Source: Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, through riskcal, on the same
-    pessimistic PLD that gives epsilon: no attack has a smaller FNR.
+    Source: Dong, Roth and Su 2022, proposition 2.12: each (epsilon, delta) of the pessimistic PLD
+    is two lines that no attack gets below, and the curve is the highest of them at each FPR.
+    Held against Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, as riskcal has it.
     """
     import numpy as np
     from riskcal.analysis import get_beta_from_pld
@@ -390,12 +373,16 @@ def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> Tr
     if not parts:
         raise ValueError("expected at least one event, got none")
     pld = _composed(parts, adjacency, _grid(len(parts)))
-    logs = np.logspace(-8, -1, 141)
-    fpr = np.unique(np.concatenate([[0.0], logs, np.linspace(0.1, 1, 181), 1 - logs]))
-    fnr = np.clip(get_beta_from_pld(pld, alpha=fpr), 0, 1 - fpr)
-    fnr = np.minimum.accumulate(fnr)
-    if not np.all(np.isfinite(fnr)):
-        raise AccountingError("a point of the trade-off curve is not a number")
+    tails = np.logspace(-8, -1, 141)
+    fpr = np.unique(np.concatenate([[0.0], tails, np.linspace(0.1, 1, 181), 1 - tails]))
+    farthest = min(pld.get_epsilon_for_delta(1e-10), 50.0)
+    epsilon = np.linspace(0, farthest, 800)[:, None]
+    delta = np.asarray(pld.get_delta_for_epsilon(epsilon[:, 0]))[:, None]
+    lines = [1 - delta - np.exp(epsilon) * fpr, np.exp(-epsilon) * (1 - delta - fpr)]
+    fnr = np.maximum(0.0, np.max(np.concatenate(lines), axis=0))
+    off = float(np.max(np.abs(fnr - get_beta_from_pld(pld, alpha=fpr))))
+    if not off < TOLERANCE:
+        raise AccountingError(f"two trade-off curves of the same events are {off:.2g} apart")
 
     def gap(mu: float) -> float:
         return float(np.max(np.abs(fnr - ndtr(-ndtri(fpr) - mu))))

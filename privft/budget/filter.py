@@ -48,6 +48,7 @@ noise multiplier 10 has rho = 10 / (2 * 100) = 0.05: 21 of them fit (1.05), 22 d
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -133,6 +134,20 @@ class Admission:
     def epsilon_needed(self) -> float:
         """By how much the gauge rises: more than `epsilon_left` exactly when refused."""
         return self.epsilon_after - self.epsilon_spent
+
+
+def merged(events: Sequence[Event]) -> tuple[Event, ...]:
+    """The same events with equal ones counted together, in a fixed order.
+
+    Guarantees: the composition is the same, since composition is commutative and associative.
+    """
+    counts: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        counts[event.noise_multiplier, event.sampling_probability] += event.count
+    return tuple(
+        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
+        for (noise, probability), count in sorted(counts.items())
+    )
 
 
 def rdp(events: Sequence[Event], orders: Sequence[float]) -> tuple[float, ...]:

@@ -15,7 +15,8 @@ from scratch when a ledger is verified, so the two cannot come to differ.
     run-audited         after settlement (again and again; the newest verdict counts)
     run-waived          when the newest verdict is a failure
     run-released        a completed run whose newest verdict is a pass, or is waived and in time
-    recovered           exhausts every budget that there is, for what was lost may have used it
+    recovered           signed by two approvers; exhausts every budget that there is, for what was
+                        lost may have used it
     run-refused, plan-approved, witnessed: at any time
 
 An entry out of order is the caller's mistake (`OrderError`), a run beyond the cap is
@@ -24,17 +25,18 @@ An entry out of order is the caller's mistake (`OrderError`), a run beyond the c
 
 from __future__ import annotations
 
+import base64
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from privft.budget.entries import Entry
-from privft.budget.filter import Admission, Cap, admit_sums, gauge, rdp, steps_that_fit
+from privft.budget.entries import RECOVERY_TYPE, Entry, recovery_statement
+from privft.budget.filter import Admission, Cap, admit_sums, gauge, merged, rdp, steps_that_fit
 from privft.budget.mechanism import Event, Mechanism
 from privft.errors import BudgetExceeded, IntegrityError, OrderError, PolicyRefused
 from privft.keyring import Keyring
-from privft.signing import canonical_json, sha256_hex
+from privft.signing import canonical_json, dsse_open, sha256_hex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,15 +90,21 @@ class _Budget:
     cap: Cap
     runs: int = 0
     exhausted: bool = False
-    spent: Counter[tuple[float, float]] = field(default_factory=Counter)
+    steps: Counter[tuple[float, float]] = field(default_factory=Counter)  # of settled runs
     open: dict[str, tuple[Event, ...]] = field(default_factory=dict)
-    summed: list[float] = field(default_factory=list)  # RDP of what settled runs were charged
-    to_sum: list[Event] = field(default_factory=list)  # but for these, which nobody asked for yet
+    summed: list[float] = field(default_factory=list)  # RDP of settled runs
+    to_sum: list[Event] = field(default_factory=list)  # but for these: nobody has asked since
 
     def charge(self, events: Sequence[Event]) -> None:
         for event in events:
-            self.spent[event.noise_multiplier, event.sampling_probability] += event.count
+            self.steps[event.noise_multiplier, event.sampling_probability] += event.count
         self.to_sum.extend(events)
+
+    def spent(self) -> tuple[Event, ...]:
+        return tuple(
+            Event(noise_multiplier=noise, sampling_probability=probability, count=count)
+            for (noise, probability), count in sorted(self.steps.items())
+        )
 
     def reserved(self) -> list[Event]:
         return [event for events in self.open.values() for event in events]
@@ -110,21 +118,6 @@ class _Budget:
 
 def _plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x + y for x, y in zip(a, b, strict=True)] if a else list(b)
-
-
-def merge(events: Sequence[Event]) -> Counter[tuple[float, float]]:
-    """How many steps there are of each (noise multiplier, sampling probability)."""
-    counts: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        counts[event.noise_multiplier, event.sampling_probability] += event.count
-    return counts
-
-
-def _events(counts: Mapping[tuple[float, float], int]) -> tuple[Event, ...]:
-    return tuple(
-        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
-        for (noise, probability), count in sorted(counts.items())
-    )
 
 
 class History:
@@ -174,7 +167,7 @@ class History:
         spent = gauge(budget.cap, budget.committed_rdp())
         if budget.exhausted:
             spent = budget.cap.epsilon
-        settled, reserved = _events(budget.spent), _events(merge(budget.reserved()))
+        settled, reserved = budget.spent(), merged(budget.reserved())
         state = {
             "lineage": lineage,
             "unit": budget.unit,
@@ -231,11 +224,24 @@ class History:
             self._check_settlement(body)
         elif entry.kind in ("run-audited", "run-waived", "run-released"):
             self._check_verdict(entry)
-        elif entry.kind == "recovered" and sorted(body["lineages"]) != sorted(self._budgets):
+        elif entry.kind == "recovered":
+            self._check_recovery(entry)
+
+    def _check_recovery(self, entry: Entry) -> None:
+        body = entry.body
+        if sorted(body["lineages"]) != sorted(self._budgets):
             raise OrderError(
                 f"a recovery exhausts all {len(self._budgets)} budgets, and "
                 f"{len(body['lineages'])} are named"
             )
+        statement = recovery_statement(body["known"], body["lineages"], body["reason"])
+        envelope = {
+            "payload": base64.b64encode(statement).decode(),
+            "payloadType": RECOVERY_TYPE,
+            "signatures": [dict(signature) for signature in body["signatures"]],
+        }
+        trusted = self.keyring().trusted("approver", entry.time)
+        dsse_open(envelope, trusted, threshold=2, payload_type=RECOVERY_TYPE)
 
     def _check_dataset(self, body: Mapping[str, Any]) -> None:
         if body["dataset"] in self.datasets:
@@ -271,7 +277,7 @@ class History:
             raise IntegrityError(f"run {body['run']} reserves other events than its mechanism's")
         answer = self.admission(body["lineage"], events)
         if not answer.admitted:
-            spent = [*_events(budget.spent), *budget.reserved()]
+            spent = [*budget.spent(), *budget.reserved()]
             steps = steps_that_fit(budget.cap, spent, mechanism.event())
             fewer = f"{steps} steps instead of {mechanism.steps}, or more noise (privft plan --fit)"
             raise BudgetExceeded(

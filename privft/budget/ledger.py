@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,7 @@ class Ledger(Reader):
     def __init__(self, store: SqliteStore, log_key: SigningKey | VerifyKey) -> None:
         super().__init__(store, log_key.public if isinstance(log_key, SigningKey) else log_key)
         self._signer = log_key if isinstance(log_key, SigningKey) else None
+        self._written: list[tuple[Entry, str]] = []
 
     @staticmethod
     def create(
@@ -102,9 +103,12 @@ class Ledger(Reader):
             raise OrderError(
                 "the ledger is open for reading only", hint="writing needs the log's private key"
             )
+        self._written.clear()
         with self._store.transaction(write=True) as transaction:
             self._catch_up(transaction)
             yield transaction, self._signer
+        for entry, note in self._written:  # committed: part of what this process has seen
+            self._take(entry, note)
 
     def _add(
         self,
@@ -128,8 +132,10 @@ class Ledger(Reader):
         checkpoint = Checkpoint(
             origin=self._key.name, size=self._tree.size + 1, root=translog.root_of(frontier)
         )
+        note = checkpoint.signed(key)
         transaction.append(entry.index, entry.canonical)
-        transaction.set_note("checkpoint", checkpoint.signed(key))
+        transaction.set_note("checkpoint", note)
+        self._written.append((entry, note))
         return entry
 
     def append(
@@ -234,3 +240,37 @@ class Ledger(Reader):
                 heads = {name: head for name, head in self._heads.items() if name != run}
                 transaction.set_note("journal", sign_journal(heads, key))
             return entry
+
+    def recover(
+        self,
+        *,
+        actor: str,
+        known: Sequence[str],
+        reason: str,
+        envelope: Mapping[str, Any],
+        time: str | None = None,
+    ) -> Entry:
+        """Go on from a backup older than what others have seen, at the price of every budget.
+
+        known: the signed checkpoints of the lost branch, newest last; envelope: the DSSE envelope
+        of `entries.recovery_statement` over them, all lineages and the reason, signed by two
+        approvers who are on the ring of the backup.
+        Raises `OrderError` when nothing was lost, `SignatureError` without two signatures.
+
+        Guarantees: no budget of this ledger admits a run afterwards, since what was lost may have
+        spent it; `verify` accepts the listed checkpoints as given up, and no others.
+        """
+        with self._writing() as (transaction, key):
+            for note in known:
+                seen = Checkpoint.open(note, self._key)
+                if seen.size <= self._tree.size and seen.root == translog.root(
+                    self._tree, seen.size
+                ):
+                    raise OrderError(f"the checkpoint of {seen.size} entries is not lost")
+            body = {
+                "known": list(known),
+                "lineages": sorted(self._history.lineages()),
+                "reason": reason,
+                "signatures": [dict(signature) for signature in envelope["signatures"]],
+            }
+            return self._add(transaction, key, "recovered", body, actor, time)

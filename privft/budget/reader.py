@@ -27,6 +27,7 @@ from privft.budget.replay import (
     LedgerCheck,
     chain_of,
     check_journal,
+    is_beginning,
     open_journal,
     replay,
 )
@@ -69,6 +70,12 @@ class Reader:
         with self._store.transaction(write=False) as transaction:
             self._catch_up(transaction)
             yield transaction
+
+    def _take(self, entry: Entry, note: str) -> None:
+        """Add an entry that this process has just committed, with its checkpoint."""
+        self._tree.append(entry.leaf_hash)
+        self._history.apply(entry)
+        self._seen = note
 
     def _catch_up(self, transaction: Transaction) -> None:
         """Hash and add what was written since the last look; believe nothing unsigned."""
@@ -218,6 +225,15 @@ class Reader:
     def _check_size(self, size: int) -> None:
         if not 0 < size <= self._tree.size:
             raise ValueError(f"expected 0 < size <= {self._tree.size}, got {size}")
+
+    def check_known(self, note: str) -> bool:
+        """Whether a checkpoint from elsewhere is a beginning of this ledger.
+
+        False when a lawful recovery gave its branch up; raises `IntegrityError` when the ledger
+        was rolled back or rewritten.  Cheap, where `verify` is thorough.
+        """
+        with self._reading():
+            return is_beginning(note, self._tree, self._history, self._key)
 
     def verify(self, known_checkpoints: Sequence[str] = ()) -> LedgerCheck:
         """Replay everything from the first byte, as `replay` says; raises `IntegrityError`."""

@@ -181,21 +181,25 @@ def _check_journals(
 
 def _check_known(notes: Sequence[str], tree: Tree, history: History, key: VerifyKey) -> int:
     """How many of the checkpoints from elsewhere a recovery has superseded."""
-    superseded = 0
-    for note in notes:
-        seen = Checkpoint.open(note, key)
-        if seen.size <= tree.size and translog.root(tree, seen.size) == seen.root:
-            continue
-        if note in history.recovered_notes:
-            superseded += 1
-        elif seen.size > tree.size:
-            raise IntegrityError(
-                f"the ledger has {tree.size} entries, and a checkpoint of {seen.size} was signed",
-                hint="it was rolled back: restore the newest copy, or privft ledger recover",
-            )
-        else:
-            raise IntegrityError(f"the first {seen.size} entries are not those that were signed")
-    return superseded
+    return sum(not is_beginning(note, tree, history, key) for note in notes)
+
+
+def is_beginning(note: str, tree: Tree, history: History, key: VerifyKey) -> bool:
+    """Whether a checkpoint is a beginning of this log; False when a recovery gave its branch up.
+
+    Raises `IntegrityError` when it is neither.
+    """
+    seen = Checkpoint.open(note, key)
+    if seen.size <= tree.size and translog.root(tree, seen.size) == seen.root:
+        return True
+    if any(Checkpoint.open(lost, key) == seen for lost in history.recovered_notes):
+        return False
+    if seen.size > tree.size:
+        raise IntegrityError(
+            f"the ledger has {tree.size} entries, and a checkpoint of {seen.size} was signed",
+            hint="it was rolled back: restore the newest copy, or privft ledger recover",
+        )
+    raise IntegrityError(f"the first {seen.size} entries are not those that were signed")
 
 
 def verify_bundle(

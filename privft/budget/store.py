@@ -117,6 +117,8 @@ def _translated() -> Iterator[None]:
     """SQLite's errors as privft's: damage is an `IntegrityError`, circumstances are not."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite quotes damaged names in what it says
+        raise IntegrityError("the ledger's file is damaged: a name in it is not text") from error
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 1) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

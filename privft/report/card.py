@@ -23,7 +23,7 @@ import yaml
 from privft.report.facts import Facts
 from privft.report.page import verdict
 from privft.report.statement import digest, validate
-from privft.report.wording import bets, exact, round_down, round_up, unit_words
+from privft.report.wording import bets, exact, plain_value, round_down, round_up, unit_words
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])|^([#>+-]|\d+[.)])")
 
@@ -32,7 +32,7 @@ def render_card(statement: Mapping[str, Any]) -> str:
     """README.md of the released folder; raises `IntegrityError` on a statement out of schema."""
     facts = validate(statement).predicate
     return (
-        _environment()
+        environment()
         .get_template("card.md")
         .render(
             facts=facts,
@@ -51,7 +51,7 @@ def render_card(statement: Mapping[str, Any]) -> str:
 def render_licence_note(statement: Mapping[str, Any]) -> str:
     """LICENSE-NOTE.txt: whose terms hold for what; privft itself grants nothing."""
     facts = validate(statement).predicate
-    return _environment().get_template("licence.txt").render(facts=facts)
+    return environment().get_template("licence.txt").render(facts=facts)
 
 
 def _metadata(facts: Facts) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def quoted(text: object) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of Markdown and plain text, which escape by their own filters."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("privft.report", "templates"),
         autoescape=False,  # Markdown and plain text: escaped by the filters here instead
@@ -98,6 +99,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        md=markdown, quoted=quoted, up=round_up, down=round_down, exact=exact
+        md=markdown, quoted=quoted, up=round_up, down=round_down, exact=exact, value=plain_value
     )
     return environment

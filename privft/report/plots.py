@@ -358,7 +358,7 @@ def _log_grid(x: Axis, y: Axis) -> list[str]:
 
 def _round_up(value: float) -> float:
     """The next of 1, 1.5, 2, 3, 4, 5, 6, 8, 10 times a power of ten."""
-    if value <= 0:
+    if value < 1e-12:  # nothing to see, and no room for logarithms
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)

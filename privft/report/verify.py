@@ -1,15 +1,7 @@
 """Checking a released folder: offline, without the data, without base weights, without torch.
 
-A released folder holds these files and no others:
-
-    adapter_config.json  adapter_model.safetensors  head.safetensors   what was trained (those that
-                                                                      the statement names)
-    statement.dsse.json   the signed truth: a DSSE envelope in canonical JSON
-    README.md  report.html  LICENSE-NOTE.txt                          rendered from the statement
-    ledger-proof.json     the thread to the ledger (`report.proof`)
-
-`verify_release` answers with one row a check, in this order; a check that needs what an earlier one
-failed to establish is not passed, and says so:
+What the folder holds is in `report.release`.  `verify_release` answers with one row a check, in
+this order; a check that needs what an earlier one failed to establish is not passed, and says so:
 
     files       the folder holds exactly its files, all of them plain files
     ledger      entries of the run lie in the log whose key the trust root names, and that log only
@@ -46,13 +38,11 @@ from privft.report import recompute
 from privft.report.card import render_card, render_licence_note
 from privft.report.page import render
 from privft.report.proof import ProvenLedger, check_proof
+from privft.report.release import CARD, LICENCE_NOTE, PAGE, PROOF, STATEMENT, WEIGHTS
 from privft.report.statement import PAYLOAD_TYPE, RENDERER, Statement, parse
 from privft.report.trust import TrustRoot
 from privft.signing import VerifyKey, canonical_json, dsse_open, parse_canonical, sha256_hex
 
-STATEMENT, PAGE, CARD = "statement.dsse.json", "report.html", "README.md"
-PROOF, LICENCE_NOTE = "ledger-proof.json", "LICENSE-NOTE.txt"
-WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 LARGEST_TEXT_BYTES = 64 * 1024 * 1024
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from privft.stages.modelling import (
     public_units,
     shape_of,
 )
-from privft.stages.running import Watch, canaries_of, claim_of, stored_plan
+from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun
 from privft.training.losses import Classifier, TrainedModel, trained_parameters
 from privft.training.scoring import accuracy, unit_losses
@@ -93,7 +92,7 @@ def audit(
             canaries=canaries,
             score_base=workbench.score(untrained),
             score_trained=workbench.score(trained),
-            claim=claim_of(plan),
+            claim=claim_of_plan(plan),
             control=twin,
             selfcheck=selfchecks,
             candidates=make_candidates(
@@ -168,19 +167,22 @@ def _membership(
         return {"skipped": "no units are held out; vault create --held-out-share sets some aside"}
     members = members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)]
 
-    def losses(model: TrainedModel, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        units = [workbench.encode(u.to_dict()) for u in vault.read_many(numbers.tolist())]
-        values = unit_losses(model, units)
-        return values[np.isfinite(values)]
+    def losses(numbers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        units = [workbench.encode(unit.to_dict()) for unit in vault.read_many(numbers.tolist())]
+        before, after = (unit_losses(model, units) for model in (untrained, trained))
+        kept = np.isfinite(before) & np.isfinite(after)
+        return before[kept], after[kept]
 
+    member_base, member_trained = losses(members)
+    held_out_base, held_out_trained = losses(held[:most])
     found = membership_attack(
-        member_base=losses(untrained, members),
-        member_trained=losses(trained, members),
-        held_out_base=losses(untrained, held[:most]),
-        held_out_trained=losses(trained, held[:most]),
+        member_base=member_base,
+        member_trained=member_trained,
+        held_out_base=held_out_base,
+        held_out_trained=held_out_trained,
         spec=suite.membership,
     )
-    return asdict(found)
+    return found.private_dict()
 
 
 def _utility(

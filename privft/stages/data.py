@@ -22,12 +22,13 @@ from typing import Any, Literal
 from privft.budget.entries import Entry
 from privft.budget.ledger import Ledger
 from privft.budget.translog import Checkpoint, verify_consistency
-from privft.errors import IntegrityError, OrderError, UsageError
+from privft.errors import InputError, IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
+from privft.vault.intake import BadRow, parse_record, stream_rows
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps
 from privft.vault.store import Vault
@@ -57,6 +58,19 @@ def newest_root(ledger: Ledger, dataset: str) -> str:
     """The manifest root that the ledger last heard of."""
     entries = [e for e in ledger.entries(dataset=dataset) if e.kind in _ROOT_KINDS]
     return str(entries[-1].body["manifest_root"])
+
+
+def check_rows(sources: Sequence[Path], fields: FieldMap, caps: Caps, *, by_subject: bool) -> None:
+    """Raise `InputError` at the first row that an intake would refuse, before a vault is made."""
+    for source in sources:
+        for row in stream_rows(source):
+            try:
+                parse_record(row, fields, caps, by_subject=by_subject, made_id="made")
+            except BadRow as reason:
+                raise InputError(
+                    f"{source.name} line {row.line}: {reason}",
+                    hint="mend the row, or --skip-bad leaves bad rows out and counts them",
+                ) from None
 
 
 def create_vault(

@@ -85,14 +85,15 @@ class Workbench:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
-    def _base_module(self) -> torch.nn.Module:
+    def base_module(self) -> torch.nn.Module:
+        """The base model, frozen, on the device of the config."""
         return basemodel.load_model(
             self.base, task=self.config.task, dtype=self.config.model.dtype
         ).to(choose_device(self.config.performance.device))
 
     def fresh(self) -> TrainedModel:
         """The base model with a new adapter or head."""
-        config, module = self.config, self._base_module()
+        config, module = self.config, self.base_module()
         seed = config.training.seed
         spec = None
         if config.lora is not None:
@@ -115,7 +116,7 @@ class Workbench:
 
     def trained(self, files: Mapping[str, bytes]) -> TrainedModel:
         """The base model with a trained adapter or head."""
-        return adapter.load_adapter(self._base_module(), files, pad_id=self.pad_id)
+        return adapter.load_adapter(self.base_module(), files, pad_id=self.pad_id)
 
     def _probe(self) -> Any:
         text = {"unit": "probe", "records": [{"text": "The quick brown fox jumps over a dog."}]}

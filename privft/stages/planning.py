@@ -28,7 +28,6 @@ from privft.stages.data import dataset_entry, newest_root, policy_of
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
-HOLDER_KINDS = {"person": "x25519", "passphrase": "passphrase", "service": "service"}
 SECURE_NOISE = False  # plain float64; see training.noise
 
 
@@ -94,7 +93,7 @@ def recipient_kinds(workspace: Workspace, dataset: str) -> tuple[str, ...]:
     """How the keys of a vault are held, from its public manifest."""
     manifest = unsigned_manifest(read_manifest_text(workspace.vault_path(dataset)))
     kinds = {wrap.recipient.holding.kind for wrap in manifest.recipients}
-    return tuple(sorted(HOLDER_KINDS[kind] for kind in kinds))
+    return tuple(sorted(kinds))
 
 
 def plan_facts(

@@ -26,13 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privft.audit import bounds
-from privft.audit.attacks import Claim
-from privft.audit.canaries import Canary, make_canaries
+from privft.audit.attacks import Claim, claim_of
+from privft.audit.canaries import Canary, make_canaries, sample_texts
 from privft.audit.selfcheck import Check, check_mechanism
 from privft.audit.stepcheck import check_step
-from privft.audit.suite import load_suite
-from privft.budget.accounting import delta_for
+from privft.audit.suite import Suite, load_suite
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
 from privft.errors import IntegrityError, OrderError, PrivftError
@@ -161,32 +159,56 @@ def stored_plan(folder: Path) -> tuple[Plan, Path]:
 
 
 def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Canary]:
-    """The run's canaries with their coins, made again from their sealed secret."""
+    """The run's canaries with their coins, made from their sealed secret.
+
+    Their digest is sealed the first time; later the same ones must come out again, so that an
+    audit by another version of the software cannot quietly look for canaries that never were.
+    """
     suite, _ = load_suite(plan.suite)
-    return make_canaries(
+    streams = KeyedStreams(sealed.unseal("canaries"))
+    canaries = make_canaries(
         suite,
-        KeyedStreams(sealed.unseal("canaries")),
+        streams,
         task=workbench.config.task,
         shape=shape_of(sealed.vault),
         vocabulary=workbench.vocabulary(),
         records_per_unit=plan.max_records_per_unit,
+        examples=_examples(suite, streams, workbench),
     )
+    rows = [[canary.kind, canary.unit, canary.included] for canary in canaries]
+    digest = sha256_hex(json.dumps(rows, sort_keys=True).encode()).encode()
+    if not sealed.has("canaries-digest"):
+        sealed.seal("canaries-digest", digest)
+    elif sealed.unseal("canaries-digest") != digest:
+        raise IntegrityError(
+            f"the canaries of run {sealed.run} do not come out as they were trained",
+            hint="use the version of privft that trained the run",
+        )
+    return canaries
 
 
-def claim_of(plan: Plan) -> Claim:
+def _examples(
+    suite: Suite, streams: KeyedStreams, workbench: Workbench
+) -> list[tuple[str, str | None]]:
+    """Texts drawn from the base model, for suites with canaries that need them."""
+    needed = [s.count for s in suite.specs(workbench.config.task) if s.kind == "synthetic"]
+    if not needed:
+        return []
+    model = workbench.base_module()
+    texts = sample_texts(model, workbench.tokenizer, streams, count=max(needed))
+    return [(text, None) for text in texts]
+
+
+def claim_of_plan(plan: Plan) -> Claim:
     """What the run promises, for attacks to contradict: its own trade-off curve."""
-    epsilon = float(plan.cost["epsilon_pld"])
-    points = [epsilon * step / 16 for step in range(25)]
-    deltas = [delta_for(plan.events(), point) for point in points]
-    curve = bounds.profile_curve(points, deltas)
-    return Claim(epsilon=epsilon, delta=plan.delta, curve=curve)
+    return claim_of(plan.events(), epsilon=float(plan.cost["epsilon_pld"]), delta=plan.delta)
 
 
 def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
     suite, _ = load_suite(plan.suite)
     mechanism = plan.the_mechanism()
     checks = check_mechanism(
-        suite.selfcheck, fresh_secret(), mechanism=mechanism, claim=claim_of(plan)
+        suite.selfcheck, fresh_secret(), mechanism=mechanism, claim=claim_of_plan(plan)
     )
     checks += check_step(
         workbench.fresh(),

@@ -58,7 +58,7 @@ class Sketcher:
     def bands(self, text: str) -> NDArray[np.uint64]:
         """The four bands of a text."""
         words = _WORD.findall(_DIGIT.sub("0", text.lower()))
-        hashes = np.fromiter((self._hash(word) for word in words), np.uint64, len(words))
+        hashes = np.array([self._words.get(word) or self._hash(word) for word in words], np.uint64)
         if len(hashes) == 0:
             hashes = np.zeros(1, dtype=np.uint64)
         if len(hashes) < _SHINGLE_WORDS:
@@ -76,13 +76,11 @@ class Sketcher:
         return folded
 
     def _hash(self, word: str) -> int:
-        known = self._words.get(word)
-        if known is None:
-            if len(self._words) >= _WORDS_REMEMBERED:
-                self._words.clear()
-            digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-            known = self._words[word] = int.from_bytes(digest, "little")
-        return known
+        if len(self._words) >= _WORDS_REMEMBERED:
+            self._words.clear()
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        number = self._words[word] = int.from_bytes(digest, "little")
+        return number
 
 
 def record_text(record: Mapping[str, Any]) -> str:

@@ -147,6 +147,8 @@ def parse_payload(payload: bytes) -> Manifest:
         raise IntegrityError(f"a manifest whose {place or 'list'} is not as it must be") from None
     except UsageError as error:
         raise IntegrityError(f"a manifest with {error.message}") from None
+    if manifest.payload() != payload:
+        raise IntegrityError("a manifest in which not every field is written out")
     names = [file.name for file in (*manifest.segments, manifest.index, manifest.records)]
     if len(set(names)) != len(names):
         raise IntegrityError("a manifest that names a file twice")

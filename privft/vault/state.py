@@ -202,9 +202,12 @@ def check_size(path: Path, file: NamedFile) -> None:
 def parse_facts(text: bytes) -> Facts:
     """The facts in canonical JSON; IntegrityError for anything else, without quoting it."""
     try:
-        return Facts.model_validate(parse_canonical(text))
+        facts = Facts.model_validate(parse_canonical(text))
     except ValidationError:
         raise IntegrityError("an index whose facts are not as they must be") from None
+    if canonical_json(facts.model_dump()) != text:
+        raise IntegrityError("an index in which not every fact is written out")
+    return facts
 
 
 def record_rows(state: State) -> Rows:

@@ -161,7 +161,8 @@ class Tokenizer:
 
     def get_vocab(self) -> dict[str, int]:
         special = {"<s>": 0, "</s>": 1, "Ġ1234": 2, "ĠOf": 3, "é": 4}
-        return special | {f"Ġ{w}" if i % 2 else w: 5 + i for i, w in enumerate(WORDS)}
+        insides = {f"inside{w}": 500 + i for i, w in enumerate(WORDS)}
+        return special | {f"Ġ{w}": 5 + i for i, w in enumerate(WORDS)} | insides
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(str(i) for i in ids)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from privft.budget.entries import BODIES, Entry, make_entry, parse_entry
 from privft.errors import IntegrityError, PrivftError
@@ -108,7 +110,7 @@ def test_every_field_is_needed_and_no_other_is_known(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(BODIES))
 def test_every_field_refuses_another_type(kind: str) -> None:
     for field in EXAMPLES[kind]:
-        for wrong in (["x"], {"x": ["x"]}, True):
+        for wrong in ([1], {"x": ["x"]}, True):
             with pytest.raises(IntegrityError, match=field):
                 entry_of(kind, {**EXAMPLES[kind], field: wrong})
 
@@ -169,3 +171,15 @@ def test_no_error_repeats_what_the_field_held() -> None:
     with pytest.raises(IntegrityError) as caught:
         entry_of("key-revoked", {"name": "secret name", "reason": "x"})
     assert "secret" not in caught.value.message
+
+
+@given(st.data())
+def test_parse_entry_raises_nothing_but_its_own_error(data: st.DataObject) -> None:
+    good = entry_of(data.draw(st.sampled_from(sorted(BODIES)))).canonical
+    start = data.draw(st.integers(0, len(good)))
+    stop = data.draw(st.integers(start, min(len(good), start + 8)))
+    bad = good[:start] + data.draw(st.binary(max_size=8)) + good[stop:]
+    try:
+        assert parse_entry(bad).canonical == bad
+    except IntegrityError:
+        assert bad != good

@@ -14,9 +14,7 @@ from privft.budget.entries import Entry, make_entry
 from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
 from privft.plan import approval_message
-from privft.report import claim, recompute, statement, verify
-from privft.report.card import render_card, render_licence_note
-from privft.report.page import render
+from privft.report import claim, recompute, release, statement, verify
 from privft.report.proof import build_proof
 from privft.report.trust import TrustRoot, make_trust, parse_trust
 from privft.signing import SigningKey, canonical_json, dsse_sign, sha256_hex
@@ -229,10 +227,7 @@ def write_release(
     envelope = dsse_sign(statement.payload(made), statement.PAYLOAD_TYPE, list(keys))
     files = {
         **WEIGHTS,
-        verify.STATEMENT: canonical_json(envelope),
-        verify.PAGE: render(made, envelope).encode(),
-        verify.CARD: render_card(made).encode(),
-        verify.LICENCE_NOTE: render_licence_note(made).encode(),
+        **release.rendered_files(made, envelope),
     }
     bodies["run-released"]["files"] = {name: sha256_hex(data) for name, data in files.items()}
     ledger_change(bodies)
@@ -247,7 +242,7 @@ def write_release(
     times = {"run-reserved": run["reserved_time"], "run-settled": run["settled_time"]}
     for kind, body in bodies.items():
         ledger.append(kind, body, run["actor"], times.get(kind, "2026-11-20T09:00:00Z"))
-    files[verify.PROOF] = build_proof(
+    files[release.PROOF] = build_proof(
         ledger, run=run["id"], log_key=LOG.public, checkpoint_before=before
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from privft.report.index import render_index
+from privft.report.planpage import render_plan
 from tests.report import browser
+from tests.report.released import true_facts
+from tests.report.test_index import RUNS
 from tests.report.test_page import made, signed_facts
+from tests.report.test_planpage import made_up_plan
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="chromium is not installed")
 
@@ -76,9 +81,33 @@ AXE_CALL = """<script>axe.run(document, {resultTypes: ["violations"]}).then(foun
 })</script>"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+PAGES = {
+    "report": lambda: made(signed_facts()),
+    "failed report": lambda: made(_failed_facts()),
+    "index": lambda: render_index(RUNS),
+    "plan": lambda: render_plan(
+        made_up_plan(),
+        checks=true_facts()["policy"]["checks"],
+        budget=true_facts()["ledger"],
+        approvals_needed=2,
+    ),
+}
+
+
+def _failed_facts() -> dict[str, Any]:
+    facts = signed_facts()
+    facts["audit"]["verdict"] = "failed"
+    facts["utility"], facts["audit"]["control"], facts["audit"]["roc"] = [], None, None
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [*((kind, "light") for kind in PAGES), ("report", "dark")]
+)
 @pytest.mark.skipif(browser.axe() is None, reason="no package that brings axe-core is installed")
-def test_axe_finds_no_accessibility_fault(page: Path, tmp_path: Path, scheme: str) -> None:
+def test_axe_finds_no_accessibility_fault(tmp_path: Path, kind: str, scheme: str) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(PAGES[kind](), encoding="utf-8")
     script = f"<script>{browser.axe()}</script>{AXE_CALL}"
     page.write_text(_without_policy(page).replace("</body>", script + "</body>"), encoding="utf-8")
     flags = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]

@@ -6,7 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from privft.report import plots
@@ -67,6 +67,7 @@ def test_names_cannot_leave_their_text_element() -> None:
         assert "<script" not in svg
 
 
+@example(cap=1.0, spent=[5e-324], epsilon=5e-324)
 @settings(max_examples=80, deadline=None)
 @given(
     cap=st.floats(1e-3, 1e4),

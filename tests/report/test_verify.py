@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from privft.errors import IntegrityError, SignatureError
-from privft.report import recompute, statement, verify
+from privft.report import claim, recompute, release, statement, verify
 from privft.report.trust import make_trust, parse_trust
 from privft.signing import canonical_json, dsse_add_signature, dsse_sign, sha256_hex
 from tests.report.released import (
@@ -29,6 +30,23 @@ from tests.report.released import (
     trust,
     write_release,
 )
+
+_made = claim.guarantee
+
+
+@cache
+def _once(unit: Any, events: tuple[Any, ...], delta: float) -> dict[str, Any]:
+    return _made(unit=unit, events=events, delta=delta)
+
+
+@pytest.fixture(autouse=True)
+def _each_guarantee_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many folders here differ in other things; the computation itself is the same."""
+
+    def remembered(*, unit: Any, events: Any, delta: float) -> dict[str, Any]:
+        return copy.deepcopy(_once(unit, tuple(events), delta))
+
+    monkeypatch.setattr(claim, "guarantee", remembered)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +142,7 @@ def test_statement_resigned_by_a_stranger_is_found_for_every_number(folder: Path
             at = at[part]
         at[path[-1]] = at[path[-1]] * 2 + 1
         envelope = dsse_sign(canonical_json(changed), statement.PAYLOAD_TYPE, [STRANGER])
-        (folder / verify.STATEMENT).write_bytes(canonical_json(envelope))
+        (folder / release.STATEMENT).write_bytes(canonical_json(envelope))
         found = failed(folder)
         assert "signature" in found, path
         with pytest.raises(SignatureError, match="signature"):
@@ -134,7 +152,7 @@ def test_statement_resigned_by_a_stranger_is_found_for_every_number(folder: Path
 def _payload(folder: Path) -> bytes:
     import base64
 
-    return base64.b64decode(parsed(folder, verify.STATEMENT)["payload"])
+    return base64.b64decode(parsed(folder, release.STATEMENT)["payload"])
 
 
 Change = Callable[[dict[str, Any]], None]
@@ -270,9 +288,9 @@ def test_countersignature_by_a_stranger_is_named(tmp_path: Path) -> None:
 
 
 def test_countersignature_added_after_release_is_found(folder: Path) -> None:
-    envelope = dsse_add_signature(parsed(folder, verify.STATEMENT), JONAS)
-    (folder / verify.STATEMENT).write_bytes(canonical_json(envelope))
-    assert verify.STATEMENT in failed(folder)["digests"]
+    envelope = dsse_add_signature(parsed(folder, release.STATEMENT), JONAS)
+    (folder / release.STATEMENT).write_bytes(canonical_json(envelope))
+    assert release.STATEMENT in failed(folder)["digests"]
 
 
 def test_trust_root_of_another_ledger_trusts_nothing(honest: Path) -> None:
@@ -356,3 +374,11 @@ def test_weights_are_only_hashed(folder: Path) -> None:
     weights = (folder / "adapter_model.safetensors").read_bytes()
     stated = json.loads(_payload(folder))["predicate"]["model"]["adapter_files"]
     assert stated["adapter_model.safetensors"] == sha256_hex(weights)
+
+
+def test_envelope_around_another_statement_is_not_rendered(honest: Path) -> None:
+    envelope = parsed(honest, release.STATEMENT)
+    other = json.loads(_payload(honest))
+    other["predicate"]["limits"] = []
+    with pytest.raises(IntegrityError, match="another statement"):
+        release.rendered_files(other, envelope)

@@ -167,8 +167,18 @@ def count_calls(folder: Path, operation: Callable[[Path], None], monkeypatch: An
     return counting.calls
 
 
-@pytest.mark.parametrize("how", [kill, kill_in_the_middle])
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("operation", "how"),
+    [
+        *((operation, kill_in_the_middle) for operation in OPERATIONS),
+        *((operation, kill) for operation in (add, erase)),
+        *(
+            pytest.param(operation, kill, marks=pytest.mark.slow)
+            for operation in OPERATIONS
+            if operation not in (add, erase)
+        ),
+    ],
+)
 def test_a_kill_leaves_the_old_version_or_the_new(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -86,26 +87,18 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def test_every_field_has_its_type(value: dict[str, Any]) -> None:
+    texts = {("dataset",), ("checkpoint",), ("time",), ("signer",)}
+    texts |= {path for path in paths(value) if path[0] == "fields" or path[-1] == "label"}
     refused = 0
     for path in paths(value):
         for new in (None, True, -1, 1.5, "", "x" * 70_000, [], [1], {}, {"x": 1}, KeyError):
-            if path[0] == "fields" or path == ("checkpoint",):
-                continue
-            altered = changed(value, path, new)
-            if altered == value or (path == ("segments",) and new == []):
-                continue
-            if path[0] == "caps" and new in (KeyError, {}, 1.5, True):
-                continue
-            if new is KeyError and path in {("format",), ("recipients", 0, "recipient", "holding")}:
-                continue
-            if new is KeyError and path[-1] in ("kind", 0):
-                continue
-            if new == {} and path == ("caps",):
-                continue
-            if path[-1] in ("time", "signer", "checkpoint") and new == "":
+            allowed = new == "" and path in texts
+            allowed |= new is None and path[0] == "fields"
+            allowed |= new in ([], KeyError) and path in {("segments",), ("segments", 0)}
+            if allowed or changed(value, path, new) == value:
                 continue
             with pytest.raises(IntegrityError):
-                parse_payload(canonical_json(altered))
+                parse_payload(canonical_json(changed(value, path, new)))
             refused += 1
     assert refused > 300
 
@@ -154,9 +147,10 @@ def test_files_and_recipients_are_named_once(value: dict[str, Any]) -> None:
         parse_payload(canonical_json(twice))
 
 
+plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 json_value = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(plain, inner, max_size=3),
     max_leaves=8,
 )
 
@@ -167,12 +161,9 @@ def test_any_value_in_any_place_is_parsed_or_refused(
     value: dict[str, Any], data: st.DataObject, new: object
 ) -> None:
     path = data.draw(st.sampled_from(paths(value)))
-    try:
-        manifest = parse_payload(canonical_json(changed(value, path, new)))
-    except (IntegrityError, ValueError) as error:
-        assert isinstance(error, IntegrityError) or "surrogate" in str(error)
-    else:
-        assert json.loads(manifest.payload())
+    payload = canonical_json(changed(value, path, new))
+    with contextlib.suppress(IntegrityError):
+        assert parse_payload(payload).payload() == payload
 
 
 @given(st.binary(max_size=300))

@@ -106,7 +106,7 @@ def test_a_service_that_misbehaves_is_an_error(tmp_path: Path, code: str) -> Non
 def test_a_service_that_does_not_give_back_what_it_took_is_refused(
     tmp_path: Path, answer: str
 ) -> None:
-    with pytest.raises(UsageError, match="wrapped|give back"):
+    with pytest.raises(UsageError, match=r"wrapped|give back"):
         service_recipient("cloud", script(tmp_path, f'print(\'{{"data": "{answer}"}}\')'))
 
 

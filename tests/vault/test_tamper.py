@@ -174,17 +174,16 @@ def test_every_byte_of_the_manifest_counts(filled: Vault) -> None:
     payload = json.loads(whole)["payload"]
     cases = 0
     for place in range(len(whole)):
-        for bit in (0, 5):
-            path.write_bytes(flipped(whole, place, bit))
-            try:
-                vault = reopen(filled.path)
-            except NOTICED:
-                cases += 1
-            else:
-                # only what is not signed (spaces of the envelope) may differ
-                assert vault.manifest == filled.manifest
-                assert place < whole.index(payload.encode()) or place > whole.index(b"payloadType")
-    assert cases > 2 * len(payload)
+        path.write_bytes(flipped(whole, place, place % 8))
+        try:
+            vault = reopen(filled.path)
+        except NOTICED:
+            cases += 1
+        else:
+            # only what is not signed (spaces of the envelope) may differ
+            assert vault.manifest == filled.manifest
+            assert place < whole.index(payload.encode()) or place > whole.index(b"payloadType")
+    assert cases > len(payload)
     for data in (b"", b"{}", b"[]", whole[:-3], b"\xff" * 9, b"[" * 100_000):
         path.write_bytes(data)
         assert noticed(lambda: reopen(filled.path))

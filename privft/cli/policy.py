@@ -1,0 +1,117 @@
+"""privft policy, config: the rules, and the files that runs are written in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from privft.cli.session import FILE, json_option, print_json, session, table
+from privft.config import json_schema, load_config
+from privft.errors import PolicyRefused
+from privft.policy import load_policy, policy_names
+
+
+@click.group("policy")
+def policy_command() -> None:
+    """Policies: list, show, check."""
+
+
+@policy_command.command("list")
+@json_option
+def list_policies(as_json: bool) -> None:
+    """The policies that come with privft."""
+    policies = [load_policy(name) for name in policy_names()]
+    if as_json:
+        print_json([policy.to_dict() for policy in policies])
+        return
+    rows = [
+        [
+            policy.name,
+            f"{policy.max_epsilon_per_run.value:g}",
+            f"{policy.total_epsilon.value:g}",
+            " or ".join(policy.units.value),
+            policy.required_suite.value,
+            str(policy.approvals.value),
+            policy.purpose,
+        ]
+        for policy in policies
+    ]
+    columns = ["name", "epsilon a run", "in all", "unit", "audit", "approvals", "for"]
+    table("Policies", columns, rows)
+
+
+@policy_command.command("show")
+@click.argument("name_or_file")
+@json_option
+def show_policy(name_or_file: str, as_json: bool) -> None:
+    """Every rule of a policy, with its reason and source."""
+    policy = load_policy(name_or_file)
+    if as_json:
+        print_json({**policy.to_dict(), "sha256": policy.digest})
+        return
+    rows = []
+    for rule, body in policy.to_dict().items():
+        if isinstance(body, dict):
+            value = body["value"]
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append([rule, shown, f"{body['why']} [{body['source']}]"])
+    table(f"Policy {policy.name}: {policy.purpose}", ["rule", "value", "why [source]"], rows)
+    click.echo(f"sha256 {policy.digest}")
+
+
+@policy_command.command("check")
+@click.argument("plan_file", metavar="PLAN", type=FILE)
+@json_option
+@click.pass_context
+def check_plan(ctx: click.Context, plan_file: Path, as_json: bool) -> None:
+    """Hold a plan against its data set's policy, rule by rule, with the fix for each."""
+    from privft.cli.runs import read_plan
+    from privft.policy import check
+    from privft.stages.data import policy_of
+    from privft.stages.planning import approvals_of, plan_facts
+
+    plan = read_plan(plan_file)
+    opened = session(ctx)
+    with opened.ledger() as ledger:
+        policy = policy_of(opened.workspace, ledger, plan.dataset)
+        names = tuple(row["name"] for row in approvals_of(ledger, plan.digest))
+        facts = plan_facts(opened.workspace, plan, operator=plan.operator, approvers=names)
+        checks = check(policy, facts, ledger.budget(plan.lineage).cap)
+    if as_json:
+        print_json([{**row.to_dict(), "fix": row.fix, "why": row.why} for row in checks])
+    else:
+        rows = [
+            [row.rule, str(row.limit), str(row.got), "kept" if row.ok else f"broken: {row.fix}"]
+            for row in checks
+        ]
+        table(f"Policy {policy.name}", ["rule", "limit", "the plan", "verdict"], rows)
+    broken = [row.rule for row in checks if not row.ok]
+    if broken:
+        raise PolicyRefused(
+            f"policy {policy.name!r}: {len(broken)} of {len(checks)} rules broken: "
+            f"{', '.join(broken)}"
+        )
+
+
+@click.group("config")
+def config_command() -> None:
+    """Run configurations: schema, validate."""
+
+
+@config_command.command("schema")
+def schema() -> None:
+    """The JSON schema of run files, for editors."""
+    print_json(json_schema())
+
+
+@config_command.command("validate")
+@click.argument("config_file", metavar="RUN.YAML", type=FILE)
+@json_option
+def validate(config_file: Path, as_json: bool) -> None:
+    """Check a run file; prints it with every default written out."""
+    config = load_config(config_file)
+    if as_json:
+        print_json({"sha256": config.digest, "config": config.to_dict()})
+    else:
+        click.echo(f"{config_file}: valid ({config.task} on {config.dataset})")

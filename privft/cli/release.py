@@ -1,0 +1,148 @@
+"""privft audit, waive, release: from a settled run to the only exit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from privft import gate
+from privft.cli.runs import read_plan, watching
+from privft.cli.session import (
+    FILE,
+    FOLDER,
+    json_option,
+    opening,
+    print_json,
+    say,
+    session,
+    table,
+)
+from privft.errors import AuditFailed, PolicyRefused
+
+
+@click.command("audit")
+@click.argument("run")
+@click.option("--show-private", is_flag=True, help="Attacks on real units, if the policy allows.")
+@json_option
+@opening
+@click.pass_context
+def audit_command(
+    ctx: click.Context,
+    run: str,
+    show_private: bool,
+    as_json: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Attack a trained run and write its signed report."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    folder = opened.workspace.run_path(run)
+    with opened.ledger() as ledger:
+        ledger.run(run)  # an unknown run is named as such
+        plan = read_plan(folder / "plan.json")
+        if show_private and not plan.policy["may_show_private_metrics"]["value"]:
+            raise PolicyRefused(
+                f"policy {plan.policy['name']!r} does not show attacks on real units",
+                hint="without --show-private they are sealed beside the run",
+            )
+        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        with watching(1, float(plan.cost["epsilon_pld"]), private=False) as watch:
+            result = gate.audit(
+                opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch
+            )
+        if show_private:
+            _show_private(ledger, opened.workspace, run, opener)
+    report = folder / "report.html"
+    if as_json:
+        print_json({"run": run, "report": str(report), **result.to_dict()})
+    else:
+        rows = [
+            [
+                test.kind,
+                test.method,
+                f"{test.correct}/{test.guesses}",
+                f"{test.epsilon_lower:.2f}",
+                f"{test.ceiling:.2f}",
+            ]
+            for test in result.tests
+        ]
+        table(
+            f"Audit {result.suite}: {result.verdict}",
+            ["canaries", "bound", "right guesses", "epsilon at least", "could have shown"],
+            rows,
+        )
+        click.echo(result.words)
+    say(f"report: {report}")
+    if result.verdict != "passed":
+        raise AuditFailed(
+            f"audit of run {run} failed: {result.words}",
+            hint="the adapter stays sealed; the report says what was found",
+        )
+    say(f"next: privft release {run} --to DIR")
+
+
+def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-untyped-def]
+    from privft.stages.data import open_vault
+    from privft.stages.sealedrun import SealedRun
+
+    with open_vault(workspace, ledger, ledger.run(run).dataset, opener) as vault:
+        sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
+        found = json.loads(sealed.unseal("audit-private"))
+    say("attacks on real units (private: for the enclave's eyes only):")
+    say(json.dumps(found, indent=1))
+
+
+@click.command("waive")
+@click.argument("run")
+@click.option("--key", "key_files", type=FILE, multiple=True, help="A person's key; twice.")
+@click.option("--reason", required=True, help="Why; it stands on page one of the report.")
+@click.option("--until", "expires", required=True, help="Expiry, as 2027-01-31T00:00:00Z.")
+@click.pass_context
+def waive_command(
+    ctx: click.Context, run: str, key_files: tuple[Path, ...], reason: str, expires: str
+) -> None:
+    """Two people take a failed audit on themselves."""
+    opened = session(ctx)
+    people = [opened.workspace.identity(key_file=path) for path in key_files]
+    with opened.ledger() as ledger:
+        gate.waive(ledger, run, people=people, reason=reason, expires=expires)
+    say(f"run {run} is waived until {expires} by {' and '.join(p.name for p in people)}")
+
+
+@click.command("release")
+@click.argument("run")
+@click.option("--to", "target", type=FOLDER, required=True, help="A folder that does not exist.")
+@json_option
+@opening
+@click.pass_context
+def release_command(
+    ctx: click.Context,
+    run: str,
+    target: Path,
+    as_json: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Write an audited adapter into a folder: the only exit."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    with opened.ledger() as ledger:
+        files = gate.release(
+            opened.workspace,
+            ledger,
+            run,
+            target,
+            actor=actor,
+            opener=opened.opener(actor, passphrase_fd, ask_passphrase),
+        )
+    if as_json:
+        print_json({"run": run, "folder": str(target), "files": files})
+    say(f"released to {target}")
+    say(f"next: privft verify {target}")

@@ -1,0 +1,318 @@
+"""privft plan, approve, train, runs: from a config to a settled run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from privft import gate
+from privft.budget.entries import format_time
+from privft.cli.session import (
+    FILE,
+    acting,
+    json_option,
+    opening,
+    print_json,
+    say,
+    session,
+    table,
+)
+from privft.config import load_config
+from privft.errors import UsageError
+from privft.plan import Plan, parse_plan
+from privft.workspace import write_private
+
+if TYPE_CHECKING:
+    from privft.stages.planning import Priced
+    from privft.stages.running import Watch
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file."""
+    try:
+        return parse_plan(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read the plan {path}: {error.strerror}") from error
+
+
+@click.command("plan")
+@click.argument("config_file", metavar="RUN.YAML", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where the plan goes; by default RUN.plan.")
+@click.option("--fit", is_flag=True, help="Take the largest epsilon that the budget admits.")
+@click.option("--dry-run", is_flag=True, help="Price it and write nothing.")
+@json_option
+@acting
+@click.pass_context
+def plan_command(
+    ctx: click.Context,
+    config_file: Path,
+    output: Path | None,
+    fit: bool,
+    dry_run: bool,
+    as_json: bool,
+    name: str | None,
+    key_file: Path | None,
+) -> None:
+    """Price a run in epsilon, before any record is opened."""
+    config = load_config(config_file)
+    opened = session(ctx)
+    with opened.ledger() as ledger:
+        priced = gate.plan(
+            opened.workspace,
+            ledger,
+            config,
+            config_folder=config_file.parent,
+            actor=opened.identity(name, key_file),
+            fit=fit,
+        )
+    target = output or config_file.with_suffix(".plan")
+    if not dry_run:
+        write_private(target, priced.plan.to_bytes() + b"\n")
+    if as_json:
+        print_json({**priced.to_dict(), "file": None if dry_run else str(target)})
+    else:
+        show_price(priced)
+    for warning in priced.warnings:
+        say(f"warning: {warning}")
+    if not dry_run:
+        needed = int(priced.plan.policy["approvals"]["value"])
+        say(f"plan written to {target}")
+        say(f"next: privft {'approve' if needed else 'train'} {target}")
+
+
+def show_price(priced: Priced) -> None:
+    """A plan as a person reads it."""
+    plan, cost, budget = priced.plan, priced.cost, priced.before
+    mechanism = plan.mechanism
+    rdp = "not supported" if cost.epsilon_rdp is None else f"{cost.epsilon_rdp:.3f}"
+    rows = [
+        ["protects", f"one {mechanism['unit']} of {plan.dataset} (add or remove)"],
+        ["epsilon", f"{cost.epsilon:.3f} at delta {plan.delta:g} (PLD; RDP says {rdp})"],
+        ["if one were swapped", f"epsilon {priced.substitute.epsilon:.3f} (PLD)"],
+        [
+            "mechanism",
+            f"{mechanism['steps']} steps, sampling probability "
+            f"{mechanism['sampling_probability']:.5f}, noise multiplier "
+            f"{mechanism['noise_multiplier']:.4f}, clip norm {mechanism['clip_norm']:g}",
+        ],
+        [
+            "budget",
+            f"{budget.epsilon_spent:.2f} -> {priced.admission.epsilon_after:.2f} of "
+            f"{budget.cap.epsilon:.2f} (delta {budget.cap.delta:g}); then {priced.more_runs} more "
+            "such runs fit",
+        ],
+        ["policy", f"{plan.policy['name']}: {len(priced.checks)} rules kept"],
+        ["audit", f"suite {plan.suite}"],
+        ["plan", plan.digest],
+    ]
+    table("Plan", ["what", "value"], rows)
+
+
+@click.command("approve")
+@click.argument("plan_file", metavar="PLAN", type=FILE)
+@acting
+@click.pass_context
+def approve_command(
+    ctx: click.Context, plan_file: Path, name: str | None, key_file: Path | None
+) -> None:
+    """Sign a plan, so that it may be trained."""
+    plan = read_plan(plan_file)
+    opened = session(ctx)
+    approver = opened.identity(name, key_file)
+    with opened.ledger() as ledger:
+        gate.approve(ledger, plan, approver=approver)
+    say(f"{approver.name} approved plan {plan.digest[:16]}")
+    say(f"next: privft train {plan_file}")
+
+
+@contextmanager
+def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
+    """Progress on stderr: a bar with the epsilon that is charged; private numbers on request."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from privft.stages.running import Watch
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+    task = bar.add_task("training", total=steps, note=f"epsilon {epsilon:.2f} reserved")
+
+    def step(report: Any) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        note = f"epsilon {epsilon:.2f} reserved"
+        if private:
+            note += f"; {report.sampled_units} units, {report.tokens} tokens (private)"
+        bar.update(task, completed=report.step, note=note)
+
+    try:
+        yield Watch(say=lambda line: console.print(f"- {line}"), step=step)
+    finally:
+        bar.stop()
+
+
+@click.command("train")
+@click.argument("plan_file", metavar="PLAN", type=FILE, required=False)
+@click.option("--resume", "run", metavar="RUN", help="Go on with a run that was stopped.")
+@click.option(
+    "--config-folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="What paths in the config are relative to; by default the plan's folder.",
+)
+@click.option("--show-private", is_flag=True, help="Batch sizes, where the policy allows it.")
+@json_option
+@opening
+@click.pass_context
+def train_command(
+    ctx: click.Context,
+    plan_file: Path | None,
+    run: str | None,
+    config_folder: Path | None,
+    show_private: bool,
+    as_json: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Train what was planned; --resume goes on after a crash."""
+    if (plan_file is None) == (run is None):
+        raise UsageError("expected a plan, or --resume RUN, and not both")
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    if run is not None:
+        plan = read_plan(opened.workspace.run_path(run) / "plan.json")
+    else:
+        assert plan_file is not None
+        plan = read_plan(plan_file)
+    private = show_private and bool(plan.policy["may_show_private_metrics"]["value"])
+    if show_private and not private:
+        say(f"policy {plan.policy['name']!r} does not show private numbers; they stay hidden")
+    epsilon = float(plan.cost["epsilon_pld"])
+    with (
+        opened.ledger() as ledger,
+        watching(plan.the_mechanism().steps, epsilon, private=private) as watch,
+    ):
+        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        if run is not None:
+            gate.resume(opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch)
+        else:
+            assert plan_file is not None
+            run = gate.train(
+                opened.workspace,
+                ledger,
+                plan,
+                config_folder=config_folder or plan_file.parent,
+                actor=actor,
+                opener=opener,
+                watch=watch,
+            )
+    if as_json:
+        print_json({"run": run, "state": "trained", "epsilon": epsilon, "delta": plan.delta})
+    say(f"run {run} is trained and sealed; it cost epsilon {epsilon:.2f} at delta {plan.delta:g}")
+    say(f"next: privft audit {run}")
+
+
+@click.group("runs")
+def runs_command() -> None:
+    """Runs of this workspace: list, show, close."""
+
+
+def _now() -> str:
+    return format_time(datetime.now(UTC))
+
+
+@runs_command.command("list")
+@json_option
+@click.pass_context
+def list_runs(ctx: click.Context, as_json: bool) -> None:
+    """Every run, with its state and what it was charged."""
+    with session(ctx).ledger() as ledger:
+        records = ledger.runs()
+    rows = [
+        {
+            "run": record.run,
+            "dataset": record.dataset,
+            "actor": record.actor,
+            "state": gate.state_of(record, now=_now()),
+            "events": [event.to_dict() for event in record.charged],
+        }
+        for record in records
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    table(
+        "Runs",
+        ["run", "data set", "by", "state", "next"],
+        [
+            [
+                str(row["run"]),
+                str(row["dataset"]),
+                str(row["actor"]),
+                str(row["state"]),
+                gate.next_step(row["state"], str(row["run"])),  # type: ignore[arg-type]
+            ]
+            for row in rows
+        ],
+    )
+
+
+@runs_command.command("show")
+@click.argument("run")
+@json_option
+@click.pass_context
+def show_run(ctx: click.Context, run: str, as_json: bool) -> None:
+    """One run: its entries in the ledger and what comes next."""
+    with session(ctx).ledger() as ledger:
+        record = ledger.run(run)
+        entries = ledger.entries(run=run)
+    state = gate.state_of(record, now=_now())
+    if as_json:
+        rows = [
+            {"index": e.index, "kind": e.kind, "time": e.time, "actor": e.actor, "body": e.body}
+            for e in entries
+        ]
+        print_json({"run": run, "state": state, "entries": rows})
+        return
+    table(
+        f"Run {run}: {state}",
+        ["entry", "time", "by", "what"],
+        [[str(e.index), e.time, e.actor, e.kind] for e in entries],
+    )
+    click.echo(f"next: {gate.next_step(state, run)}")
+
+
+@runs_command.command("close")
+@click.argument("run")
+@click.option("--reason", required=True, help="Why; it stands in the ledger.")
+@acting
+@click.pass_context
+def close_run(
+    ctx: click.Context, run: str, reason: str, name: str | None, key_file: Path | None
+) -> None:
+    """Give up a run that was stopped in the middle; it stays charged in full."""
+    opened = session(ctx)
+    with opened.ledger() as ledger:
+        gate.close(ledger, run, actor=opened.identity(name, key_file), reason=reason)
+    say(f"run {run} is closed and charged in full")

@@ -1,0 +1,122 @@
+"""What commands share: who acts, in which workspace, how vaults open, how results are printed."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from privft.budget.ledger import Ledger
+from privft.errors import UsageError
+from privft.signing import Identity
+from privft.vault.keys import KeyOpener, passphrase_opener
+from privft.workspace import Workspace, opener_of
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def acting(command: CommandT) -> CommandT:
+    """Options that say who acts."""
+    command = click.option("--as", "name", metavar="NAME", help="Who acts, by name.")(command)
+    return click.option("--key", "key_file", type=FILE, help="Who acts, by key file.")(command)
+
+
+def opening(command: CommandT) -> CommandT:
+    """Options that say who acts and how the vault is opened."""
+    option = click.option(
+        "--passphrase-fd",
+        type=int,
+        help="Open the vault with a passphrase read from this file descriptor.",
+    )
+    asking = click.option(
+        "--passphrase", "ask_passphrase", is_flag=True, help="Open it with a passphrase, asked for."
+    )
+    return acting(asking(option(command)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The open workspace and the person who acts."""
+
+    workspace: Workspace
+    no_input: bool
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """The ledger, closed again at the end."""
+        with self.workspace.ledger() as ledger:
+            yield ledger
+
+    def identity(self, name: str | None, key_file: Path | None) -> Identity:
+        """Who acts."""
+        return self.workspace.identity(name=name, key_file=key_file)
+
+    def opener(
+        self, identity: Identity, passphrase_fd: int | None, ask_passphrase: bool
+    ) -> KeyOpener:
+        """What opens the vault: a passphrase where one is given, else the person's key."""
+        if passphrase_fd is None and not ask_passphrase:
+            return opener_of(identity)
+        return passphrase_opener(self.passphrase(passphrase_fd))
+
+    def passphrase(self, descriptor: int | None, *, twice: bool = False) -> bytes:
+        """A passphrase from a file descriptor or a prompt, never from argv or environment."""
+        if descriptor is not None:
+            try:
+                with os.fdopen(descriptor, "rb") as file:
+                    return file.read().removesuffix(b"\n")
+            except OSError as error:
+                raise UsageError(
+                    f"file descriptor {descriptor} cannot be read", hint="3< FILE opens one"
+                ) from error
+        if self.no_input or not sys.stdin.isatty():
+            raise UsageError(
+                "a passphrase is needed and nobody can be asked", hint="--passphrase-fd N"
+            )
+        given = getpass.getpass("passphrase: ")
+        if twice and getpass.getpass("again: ") != given:
+            raise UsageError("the two passphrases differ", hint="try again")
+        return given.encode()
+
+
+def session(ctx: click.Context) -> Session:
+    """The workspace that the command is about."""
+    given = ctx.obj["workspace"]
+    workspace = Workspace.open(given) if given is not None else Workspace.find(Path.cwd())
+    return Session(workspace=workspace, no_input=ctx.obj["no_input"])
+
+
+def say(line: str) -> None:
+    """A line of talk, on stderr."""
+    click.echo(line, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Data for a script, on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Data for a person, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    width = None if sys.stdout.isatty() else 110
+    Console(width=width, markup=False, highlight=False).print(made)

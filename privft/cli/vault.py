@@ -1,0 +1,425 @@
+"""privft vault: sealed data, from intake over rotation and recipients to erasure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from privft.budget.ledger import Ledger
+from privft.cli.session import (
+    FILE,
+    Session,
+    acting,
+    json_option,
+    opening,
+    print_json,
+    say,
+    session,
+    table,
+)
+from privft.errors import UsageError
+from privft.policy import load_policy
+from privft.signing import Identity
+from privft.stages import data
+from privft.vault import store
+from privft.vault.adding import IntakeSummary
+from privft.vault.fields import FieldMap
+from privft.vault.keys import Recipient, agreement_recipient, passphrase_recipient
+from privft.vault.manifest import Caps
+from privft.vault.store import Vault
+
+
+@click.group()
+def vault_command() -> None:
+    """Sealed data: create, add, inspect, verify, rotate, erase, recipients."""
+
+
+def _person_recipient(ledger: Ledger, name: str) -> Recipient:
+    person = ledger.keyring().person(name)
+    return agreement_recipient(name, bytes.fromhex(person.public.x25519))
+
+
+@contextmanager
+def _opened(
+    opened: Session, dataset: str, actor: Identity, fd: int | None, ask: bool
+) -> Iterator[tuple[Ledger, Vault]]:
+    with (
+        opened.ledger() as ledger,
+        data.open_vault(opened.workspace, ledger, dataset, opened.opener(actor, fd, ask)) as vault,
+    ):
+        yield ledger, vault
+
+
+@vault_command.command("create")
+@click.argument("dataset")
+@click.option("--from", "sources", multiple=True, type=click.Path(path_type=Path), help="Rows.")
+@click.option("--unit", type=click.Choice(["record", "subject"]), required=True)
+@click.option(
+    "--declared-units",
+    type=click.IntRange(min=2),
+    required=True,
+    help="A public number of units; never the live count.",
+)
+@click.option("--text", help="Column with the text.")
+@click.option("--prompt", help="Column with the prompt.")
+@click.option("--completion", help="Column with the completion.")
+@click.option("--messages", help="Column with chat messages.")
+@click.option("--label", help="Column with the label.")
+@click.option("--subject", help="Column that says whose record it is.")
+@click.option("--id", "id_column", help="Column with the record's id.")
+@click.option(
+    "--policy",
+    "policy_name",
+    default="default",
+    show_default=True,
+    help="A shipped policy or a file; fixes the budget for good.",
+)
+@click.option("--join", help="Share the budget of this data set.")
+@click.option("--recipient", "people", multiple=True, help="Who can open it; default: who acts.")
+@click.option("--recipient-passphrase", is_flag=True, help="A passphrase opens it too (asked).")
+@click.option("--recipient-passphrase-fd", type=int, help="The same, from a file descriptor.")
+@click.option(
+    "--held-out-share",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    show_default=True,
+    help="Share of units never trained on, for attacks to compare with.",
+)
+@click.option("--max-records-per-unit", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
+@acting
+@click.pass_context
+def create(
+    ctx: click.Context,
+    dataset: str,
+    sources: tuple[Path, ...],
+    unit: Any,
+    declared_units: int,
+    policy_name: str,
+    join: str | None,
+    people: tuple[str, ...],
+    recipient_passphrase: bool,
+    recipient_passphrase_fd: int | None,
+    held_out_share: float,
+    max_records_per_unit: int,
+    skip_bad: bool,
+    id_column: str | None,
+    name: str | None,
+    key_file: Path | None,
+    text: str | None,
+    prompt: str | None,
+    completion: str | None,
+    messages: str | None,
+    label: str | None,
+    subject: str | None,
+) -> None:
+    """Make a vault with a budget of its own, and put rows into it."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    for source in sources:
+        if not source.exists():
+            raise UsageError(f"there is no file {source}")
+    fields = FieldMap(
+        text=text,
+        prompt=prompt,
+        completion=completion,
+        messages=messages,
+        label=label,
+        subject=subject,
+        id=id_column,
+    )
+    caps = Caps(held_out_share=held_out_share, max_records_per_unit=max_records_per_unit)
+    if not skip_bad:
+        data.check_rows(sources, fields, caps, by_subject=unit == "subject")
+    with opened.ledger() as ledger:
+        recipients = [_person_recipient(ledger, who) for who in people or (actor.name,)]
+        if recipient_passphrase or recipient_passphrase_fd is not None:
+            given = opened.passphrase(recipient_passphrase_fd, twice=True)
+            recipients.append(passphrase_recipient("passphrase", given))
+        with data.create_vault(
+            opened.workspace,
+            ledger,
+            actor=actor,
+            dataset=dataset,
+            unit=unit,
+            fields=fields,
+            caps=caps,
+            declared_units=declared_units,
+            policy=load_policy(policy_name),
+            recipients=recipients,
+            join=join,
+        ) as vault:
+            say(f"vault {dataset} is there, sealed for {', '.join(r.label for r in recipients)}")
+            if sources:
+                _add(opened, ledger, vault, sources, actor, skip_bad)
+
+
+@vault_command.command("add")
+@click.argument("dataset")
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
+@opening
+@click.pass_context
+def add(
+    ctx: click.Context,
+    dataset: str,
+    sources: tuple[Path, ...],
+    skip_bad: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Put more rows into a vault, all or nothing."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+        _add(opened, ledger, vault, sources, actor, skip_bad)
+
+
+def _add(
+    opened: Session,
+    ledger: Ledger,
+    vault: Vault,
+    sources: tuple[Path, ...],
+    actor: Identity,
+    skip_bad: bool,
+) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("reading rows")
+        summary = data.add_records(
+            opened.workspace,
+            ledger,
+            vault,
+            list(sources),
+            actor=actor,
+            skip_bad=skip_bad,
+            progress=lambda rows: bar.update(task, description=f"reading rows: {rows}"),
+        )
+    _tell(summary)
+
+
+def _tell(summary: IntakeSummary) -> None:
+    say(
+        f"{summary.records_added} records: {summary.units_new} new units, {summary.units_grown} "
+        "grown (private numbers: for your eyes)"
+    )
+    if summary.rows_skipped:
+        say(f"{summary.rows_skipped} bad rows were left out:")
+        for row in summary.skipped[:10]:
+            say(f"  {row.source} line {row.line}: {row.reason}")
+    if summary.shared_text_units:
+        say(
+            f"warning: {summary.shared_text_units} units share text with others; the guarantee is "
+            "for one unit, and text that several share is protected less"
+        )
+    say("the plaintext is still where it was; destroy it when nothing else needs it:")
+    for source in summary.to_shred:
+        say(f"  {source}")
+
+
+@vault_command.command("inspect")
+@click.argument("dataset")
+@click.option("--private", is_flag=True, help="Also what only the key shows.")
+@json_option
+@opening
+@click.pass_context
+def inspect(
+    ctx: click.Context,
+    dataset: str,
+    private: bool,
+    as_json: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """What a vault is: files, recipients, epoch, root, last checkpoint."""
+    opened = session(ctx)
+    if private:
+        actor = opened.identity(name, key_file)
+        with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+            facts = vault.inspect()
+    else:
+        with opened.ledger() as ledger:
+            data.dataset_entry(ledger, dataset)
+            facts = store.inspect(
+                opened.workspace.vault_path(dataset),
+                signer_keys=opened.workspace.signer_keys(ledger),
+            )
+    if as_json:
+        print_json(facts)
+        return
+    rows = [[key, _plain(value)] for key, value in facts.items() if key != "checkpoint"]
+    table(f"Vault {dataset}", ["what", "value"], rows)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@vault_command.command("verify")
+@click.argument("dataset")
+@click.option("--adopt", is_flag=True, help="Write the ledger entry that a killed change left out.")
+@opening
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    dataset: str,
+    adopt: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Check every file and cell of a vault, and that it is the version the ledger names."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    if adopt:
+        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        with opened.ledger() as ledger:
+            if data.adopt(opened.workspace, ledger, dataset, opener, actor=actor):
+                say("the ledger now names this version")
+            else:
+                say("nothing was missing")
+        return
+    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+        check = vault.verify()
+    click.echo(
+        f"{dataset}: whole ({check.files} files, epoch {check.epoch}, root {check.root[:16]})"
+    )
+
+
+@vault_command.command("rotate")
+@click.argument("dataset")
+@click.option("--reencrypt", is_flag=True, help="New unit keys too, after a compromise.")
+@opening
+@click.pass_context
+def rotate(
+    ctx: click.Context,
+    dataset: str,
+    reencrypt: bool,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """A new epoch key; with --reencrypt, everything is sealed anew."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+        data.rotate_vault(ledger, vault, actor=actor, reencrypt=reencrypt)
+    say(f"{dataset} has a new epoch key" + (" and new unit keys" if reencrypt else ""))
+
+
+@vault_command.command("erase")
+@click.argument("dataset")
+@click.option(
+    "--unit-file",
+    type=FILE,
+    required=True,
+    help="A file that holds the unit's id: ids do not belong on a command line.",
+)
+@opening
+@click.pass_context
+def erase(
+    ctx: click.Context,
+    dataset: str,
+    unit_file: Path,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Erase one unit for good and print the signed certificate."""
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    unit = unit_file.read_text(encoding="utf-8").strip()
+    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+        print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
+    say("erased; the certificate says what it cannot promise")
+
+
+@vault_command.group("recipients")
+def recipients() -> None:
+    """Who can open a vault: list, add, remove."""
+
+
+@recipients.command("list")
+@click.argument("dataset")
+@click.pass_context
+def list_recipients(ctx: click.Context, dataset: str) -> None:
+    """Who can open the vault."""
+    facts = store.inspect(session(ctx).workspace.vault_path(dataset))
+    for recipient in facts["recipients"]:
+        click.echo(_plain(recipient))
+
+
+def _change(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    options: tuple[str | None, Path | None, int | None, bool],
+    *,
+    adding: bool,
+) -> None:
+    name, key_file, fd, ask = options
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    with _opened(opened, dataset, actor, fd, ask) as (ledger, vault):
+        left = [r for r in vault.recipients if r.label != who]
+        if adding:
+            left.append(_person_recipient(ledger, who))
+        elif len(left) == len(vault.recipients):
+            raise UsageError(f"{who} is no recipient of {dataset}")
+        data.rotate_vault(ledger, vault, actor=actor, recipients=left)
+    say(f"{dataset} is now sealed for {', '.join(r.label for r in left)}")
+
+
+@recipients.command("add")
+@click.argument("dataset")
+@click.argument("who")
+@opening
+@click.pass_context
+def add_recipient(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Let one more person open the vault."""
+    options = (name, key_file, passphrase_fd, ask_passphrase)
+    _change(ctx, dataset, who, options, adding=True)
+
+
+@recipients.command("remove")
+@click.argument("dataset")
+@click.argument("who")
+@opening
+@click.pass_context
+def remove_recipient(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Let one fewer open it; what they copied before stays readable to them."""
+    options = (name, key_file, passphrase_fd, ask_passphrase)
+    _change(ctx, dataset, who, options, adding=False)

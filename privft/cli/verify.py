@@ -1,0 +1,62 @@
+"""privft verify, report: what an outsider uses, who has neither the data nor the workspace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from privft.cli.session import FILE, FOLDER, json_option, print_json, session, table
+from privft.errors import UsageError
+from privft.report import statement
+from privft.report.trust import TrustRoot, parse_trust
+from privft.report.verify import require, verify_release
+from privft.stages.trustroot import trust_of
+
+
+@click.command("verify")
+@click.argument("folder", type=FOLDER)
+@click.option("--trust", type=FILE, help="The trust root; by default the workspace around here.")
+@json_option
+@click.pass_context
+def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json: bool) -> None:
+    """Check a released folder offline, without the data."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    checks = verify_release(folder, _root(ctx, trust))
+    if as_json:
+        print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
+    else:
+        rows = [["ok" if c.ok else "FAILED", c.name, c.detail] for c in checks]
+        table(f"{folder}", ["", "check", "what was found"], rows)
+    require(checks)
+    if not as_json:
+        click.echo("verified: everything that can be checked without the data holds")
+
+
+def _root(ctx: click.Context, trust: Path | None) -> TrustRoot:
+    if trust is not None:
+        try:
+            return parse_trust(trust.read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read {trust}: {error.strerror}") from error
+    try:
+        opened = session(ctx)
+    except UsageError as error:
+        raise UsageError(
+            "nothing says whose signatures count",
+            hint="--trust FILE, from the operator by another way: privft ledger trust prints it",
+        ) from error
+    with opened.ledger() as ledger:
+        return parse_trust(trust_of(ledger))
+
+
+@click.group("report")
+def report_command() -> None:
+    """Reports: schema of the statement."""
+
+
+@report_command.command("schema")
+def schema() -> None:
+    """The JSON schema of the signed statement."""
+    print_json(statement.schema())

@@ -1,0 +1,155 @@
+"""Drafts for other people's forms, filled in from the one signed statement.
+
+    registry    an entry for the OpenDP Differential Privacy Deployments Registry (YAML)
+    dpia        an annex to a data protection impact assessment (GDPR, article 35)
+    annex-iv    technical documentation in the order of Annex IV of Regulation (EU) 2024/1689
+    model-risk  a record for a bank's model inventory (after SR 11-7)
+
+Each is a dated pack: `as_of` says which version of the outside form it follows, and the text says
+so too, because forms change and a statement does not.  Every export is a draft for a person to
+finish.  It marks with `[TO DO]` what only the operator can know, and never claims compliance: what
+is met, and by whom, is for people with the authority to say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from privft.errors import UsageError
+from privft.report.card import environment
+from privft.report.facts import Facts
+from privft.report.hazards import hazards
+from privft.report.page import verdict
+from privft.report.statement import digest, validate
+from privft.report.wording import bets, odds_of, round_up, unit_words
+
+TODO = "[TO DO]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """One outside form: its name for people, the version followed, and the file's name."""
+
+    title: str
+    as_of: str
+    file: str
+    template: str | None
+
+
+PACKS: dict[str, Pack] = {
+    "registry": Pack(
+        title="OpenDP Differential Privacy Deployments Registry",
+        as_of="2026-07, layout of opendp/deployments-registry-data",
+        file="registry.yaml",
+        template=None,
+    ),
+    "dpia": Pack(
+        title="Annex to a data protection impact assessment",
+        as_of="GDPR article 35(7), as in force 2026-01",
+        file="dpia-annex.md",
+        template="export-dpia.md",
+    ),
+    "annex-iv": Pack(
+        title="Technical documentation in the order of Annex IV",
+        as_of="Regulation (EU) 2024/1689, text of 2024-07-12",
+        file="annex-iv.md",
+        template="export-annex-iv.md",
+    ),
+    "model-risk": Pack(
+        title="Model risk record",
+        as_of="SR 11-7 / OCC 2011-12, text of 2011-04-04",
+        file="model-risk.md",
+        template="export-model-risk.md",
+    ),
+}
+
+
+def export(statement: Mapping[str, Any], name: str) -> str:
+    """The draft of that name; raises `UsageError` for an unknown one."""
+    if name not in PACKS:
+        raise UsageError(f"there is no export {name!r}", hint=f"one of {', '.join(PACKS)}")
+    pack, facts = PACKS[name], validate(statement).predicate
+    if pack.template is None:
+        return _registry(facts, pack, digest(statement))
+    return (
+        environment()
+        .get_template(pack.template)
+        .render(
+            facts=facts,
+            pack=pack,
+            todo=TODO,
+            words=unit_words(facts.guarantee.unit),
+            bets=bets(facts.guarantee.odds_percent),
+            cap_odds=round_up(odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta)),
+            verdict=verdict(facts),
+            hazards=hazards(facts),
+            statement_sha256=digest(statement),
+        )
+    )
+
+
+def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
+    """The registry's YAML; fields that only people know are left as `[TO DO]`."""
+    claim, mechanism, words = facts.guarantee, facts.mechanism, unit_words(facts.guarantee.unit)
+    entry: dict[str, Any] = {
+        "url_slug": TODO,
+        "status": "Draft",
+        "tier": 3,
+        "deployment": {
+            "product": {
+                "name": f"{facts.model.name} trained on {facts.data.dataset}",
+                "data_curators": [TODO],
+                "intended_use": TODO,
+                "data_product_type": "Machine learning model",
+                "data_product_region": TODO,
+                "description": "LoRA adapter trained with DP-SGD"
+                + ("; made-up training data" if facts.synthetic else ""),
+                "publication_date": facts.run.settled_time[:10],
+                "data_product_sector": TODO,
+            },
+            "dp_flavor": {
+                "name": "Approximate DP",
+                "data_domain": f"data sets of units ({words['one']}) of declared size "
+                f"{facts.data.declared_units}",
+                "unprotected_quantities": "sampling probability, declared number of units, "
+                "configuration; nothing is inferred from the records",
+            },
+            "privacy_loss": {
+                "privacy_unit": f"{claim.unit}-level",
+                "privacy_unit_description": f"Adding or removing {words['one']}.",
+                "privacy_parameters": {"epsilon": claim.epsilon, "delta": claim.delta},
+                "privacy_parameters_description": "All runs on the same data together: epsilon at "
+                f"most {facts.ledger.cap.epsilon:g} at delta {facts.ledger.cap.delta:g}.",
+            },
+            "model": {
+                "model_name": "Central",
+                "actors": TODO,
+                "release_type": "One release",
+                "data_source_type": "Static",
+                "access_type": "Non-interactive",
+            },
+            "accounting": {
+                "post_processing": "None that touches the data again.",
+                "composition": "PLD accounting of the run; a Renyi filter over all runs.",
+            },
+            "implementation": {
+                "pre_processing_eda_hyperparameter_tuning": "Every run is charged to the ledger "
+                f"before its first step; {len(facts.ledger.history)} so far. {TODO}",
+                "mechanisms": f"DP-SGD: Poisson sampling at {mechanism.sampling_probability:g}, "
+                f"clip norm {mechanism.clip_norm:g}, noise multiplier "
+                f"{mechanism.noise_multiplier:g}, {mechanism.steps} steps. "
+                f"Noise: {facts.noise.generator}; {facts.noise.caveat or facts.noise.precision}",
+                "justification": f"Policy {facts.policy.name}. {TODO}",
+            },
+            "resources": {
+                "sources": f"Signed statement, SHA-256 {sha256}",
+                "registry_authors": [TODO],
+            },
+        },
+    }
+    head = f"# DRAFT for a person to finish. {pack.title}; {pack.as_of}.\n"
+    return head + yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=96)

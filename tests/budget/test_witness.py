@@ -1,0 +1,200 @@
+"""A witness notices a ledger that was set back; a lawful recovery costs every budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privft.budget.entries import RECOVERY_TYPE, recovery_statement
+from privft.budget.ledger import Ledger
+from privft.budget.replay import verify_bundle
+from privft.budget.witness import accept, answer, ask, cosign, cosigned_at
+from privft.errors import BudgetExceeded, IntegrityError, OrderError, SignatureError
+from privft.signing import Identity, SigningKey, dsse_sign
+from tests.budget.samples import LINEAGE, LOG_KEY, OTHER_KEY, new_ledger, reserve, run_to_the_end
+
+DESK = SigningKey.from_bytes("desk", bytes(range(2, 34)))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with new_ledger(tmp_path) as opened:
+        yield opened
+
+
+def answered(ledger: Ledger, newest: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    challenge = json.loads(json.dumps(ask(ledger, "desk")))
+    reply, kept = answer(
+        challenge, newest=newest, witness=DESK, log_key=LOG_KEY.public, posix_time=1795464924
+    )
+    return challenge, json.loads(json.dumps(reply)), kept
+
+
+def witnessed(ledger: Ledger, newest: str) -> str:
+    challenge, reply, kept = answered(ledger, newest)
+    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+    return kept
+
+
+def test_a_witness_follows_a_growing_ledger(ledger: Ledger) -> None:
+    kept = ""
+    for _ in range(3):
+        newest = ledger.checkpoint()
+        kept = witnessed(ledger, kept)
+        assert kept == newest
+        run_to_the_end(ledger)
+    (*_, last) = ledger.entries(kind="witnessed")
+    assert cosigned_at(last.body["cosigned"], DESK.public) == 1795464924
+    assert ledger.verify([kept]).known == 1
+
+
+def test_a_ledger_set_back_is_refused_by_its_witness(ledger: Ledger, tmp_path: Path) -> None:
+    kept = witnessed(ledger, "")
+    ledger.close()
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "yesterday.db")
+    with Ledger.open(tmp_path / "ledger.db", log_key=LOG_KEY) as today:
+        run_to_the_end(today)
+        kept = witnessed(today, kept)
+    with Ledger.open(tmp_path / "yesterday.db", log_key=LOG_KEY) as restored:
+        challenge, reply, still = answered(restored, kept)
+        assert (reply["cosigned"], still) == ("", kept)
+        size = restored.size
+        with pytest.raises(IntegrityError, match="and a checkpoint of"):
+            accept(restored, challenge, reply, witness=DESK.public, actor="ann")
+        assert restored.size == size
+        # grown past the checkpoint with other entries: the witness does not cosign, nor the
+        # ledger believe itself
+        for _ in range(4):
+            reserve(restored, steps=1)
+        challenge, reply, still = answered(restored, kept)
+        assert (reply["cosigned"], still) == ("", kept)
+        with pytest.raises(IntegrityError, match="are not those"):
+            accept(restored, challenge, reply, witness=DESK.public, actor="ann")
+
+
+def test_a_witness_that_lags_behind_is_caught_up_in_two_rounds(ledger: Ledger) -> None:
+    first = witnessed(ledger, "")
+    run_to_the_end(ledger)
+    witnessed(ledger, first)
+    run_to_the_end(ledger)
+    # the witness was itself restored to `first`: no proof from there, so no cosignature yet
+    challenge, reply, kept = answered(ledger, first)
+    assert (reply["cosigned"], kept) == ("", first)
+    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+    newest = ledger.checkpoint()
+    assert witnessed(ledger, first) == newest
+
+
+def test_a_forked_log_is_an_error_at_the_witness(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.close()
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "fork.db")
+    with Ledger.open(tmp_path / "fork.db", log_key=LOG_KEY) as fork:
+        reserve(fork, steps=1)
+        other = fork.checkpoint()
+    with Ledger.open(tmp_path / "ledger.db", log_key=LOG_KEY) as mine:
+        reserve(mine, steps=2)
+        with pytest.raises(IntegrityError):
+            answered(mine, other)
+
+
+def test_an_old_or_foreign_answer_is_refused(ledger: Ledger) -> None:
+    challenge, reply, _ = answered(ledger, "")
+    later = ask(ledger, "desk")
+    with pytest.raises(SignatureError, match="another challenge"):
+        accept(ledger, later, reply, witness=DESK.public, actor="ann")
+    forged = SigningKey(name="desk", seed=OTHER_KEY.seed)
+    with pytest.raises(SignatureError):
+        accept(ledger, challenge, reply, witness=forged.public, actor="ann")
+    for field in ("nonce", "checkpoint", "cosigned", "signature", "format"):
+        with pytest.raises(IntegrityError):
+            accept(ledger, challenge, {**reply, field: "x"}, witness=DESK.public, actor="ann")
+    with pytest.raises(IntegrityError):
+        accept(ledger, challenge, {**reply, "more": "x"}, witness=DESK.public, actor="ann")
+    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "x"},
+        {"since": "1"},
+        {"proof": [3]},
+        {"checkpoint": ""},
+        {"more": 1},
+        {"proof": {}},
+    ],
+)
+def test_a_malformed_challenge_is_refused(ledger: Ledger, change: dict[str, Any]) -> None:
+    kept = witnessed(ledger, "")
+    challenge = ask(ledger, "desk") | change
+    with pytest.raises(IntegrityError):
+        answer(challenge, newest=kept, witness=DESK, log_key=LOG_KEY.public, posix_time=1)
+
+
+def test_a_cosignature_names_its_witness_and_time(ledger: Ledger) -> None:
+    note = cosign(ledger.checkpoint(), DESK, posix_time=77)
+    assert cosigned_at(note, DESK.public) == 77
+    with pytest.raises(SignatureError):
+        cosigned_at(note, OTHER_KEY.public)
+    with pytest.raises(SignatureError):
+        cosigned_at(note.replace("\n2\n", "\n3\n"), DESK.public)
+
+
+PEOPLE = [Identity.generate(name) for name in ("ann", "ben", "eve")]
+
+
+def enrol(ledger: Ledger) -> None:
+    for person, role in zip(PEOPLE, ("approver", "approver", "operator"), strict=True):
+        body = {
+            "name": person.name,
+            "roles": [role],
+            "ed25519": person.public.ed25519,
+            "x25519": person.public.x25519,
+            "expires": None,
+        }
+        ledger.append("key-added", body, actor="ann")
+
+
+def recover(ledger: Ledger, known: list[str], signers: list[Identity], **changes: Any) -> Any:
+    statement = recovery_statement(known, changes.get("lineages", [LINEAGE]), "disk died")
+    envelope = dsse_sign(statement, RECOVERY_TYPE, [person.signing for person in signers])
+    return ledger.recover(actor="ann", known=known, reason="disk died", envelope=envelope)
+
+
+def test_a_recovery_exhausts_every_budget_and_excuses_what_it_lists(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    enrol(ledger)
+    ledger.close()
+    shutil.copy(tmp_path / "ledger.db", tmp_path / "backup.db")
+    with Ledger.open(tmp_path / "ledger.db", log_key=LOG_KEY) as today:
+        run_to_the_end(today)
+        middle = today.checkpoint()
+        run_to_the_end(today)
+        lost = today.checkpoint()
+    with Ledger.open(tmp_path / "backup.db", log_key=LOG_KEY) as backup:
+        with pytest.raises(IntegrityError, match="at least 2"):
+            recover(backup, [lost], PEOPLE[:1])
+        with pytest.raises(SignatureError):
+            recover(backup, [lost], [PEOPLE[0], PEOPLE[2]])  # an operator is no approver
+        with pytest.raises(SignatureError):
+            recover(backup, [lost], PEOPLE[:2], lineages=[])
+        with pytest.raises(OrderError, match="not lost"):
+            recover(backup, [backup.checkpoint()], PEOPLE[:2])
+        recover(backup, [lost], PEOPLE[:2])
+        view = backup.budget(LINEAGE)
+        assert view.exhausted
+        assert (view.epsilon_spent, view.epsilon_left) == (view.cap.epsilon, 0.0)
+        with pytest.raises(BudgetExceeded):
+            reserve(backup, steps=1)
+        check = backup.verify([lost])
+        assert (check.known, check.superseded) == (0, 1)
+        with pytest.raises(IntegrityError):
+            backup.verify([middle])
+        bundle = backup.export()
+    assert verify_bundle(bundle, LOG_KEY.public, [lost]).superseded == 1

@@ -1,0 +1,147 @@
+"""Plaintext stays in memory: no file, log line or traceback holds what a record says.
+
+A child process makes, fills, reads, rotates and erases a vault in a world of its own: its home,
+caches, temporary and working folders are new and empty.  Then every byte of every file that it
+left anywhere in that world is searched for marks from the records, plain, in other encodings, and
+inside of whatever is compressed.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKS = ["Zanzibar-4471", "MRN-990017", "xylophonist"]
+
+CHILD = """
+import json, pathlib, sys
+import pyarrow, pyarrow.parquet
+from tests.vault.builders import FIELDS, SIGNED, new_vault, opener, reopen, TRUSTED
+world = pathlib.Path(sys.argv[1])
+items = json.loads(sys.stdin.read())
+vault = new_vault(world / "vault")
+table = pyarrow.Table.from_pylist(items[:50])
+pyarrow.parquet.write_table(table, world / "in.parquet")
+(world / "in.jsonl").write_text("".join(json.dumps(item) + "\\n" for item in items[50:90]))
+(world / "in.csv").write_text(
+    "id,patient,note\\n" + "".join(f'{i["id"]},{i["patient"]},"{i["note"]}"\\n' for i in items[90:])
+)
+sources = [world / name for name in ("in.parquet", "in.jsonl", "in.csv")]
+from privft.vault import adding
+adding.Grouper.__init__.__kwdefaults__["memory_bytes"] = 1000
+adding.add.__kwdefaults__["memory_bytes"] = 1000
+vault.add(sources, who="ada", **SIGNED)
+for source in sources:
+    source.unlink()
+assert "Zanzibar" in str([unit.records for unit in vault])
+vault.verify()
+vault.rotate(**SIGNED, reencrypt=True)
+vault.erase("MRN-990017-3", who="ada", **SIGNED)
+reopen(world / "vault").verify()
+bad = world / "bad.jsonl"
+bad.write_text('{"id": "1", "patient": "p", "note": ["Zanzibar-4471"]}\\n')
+try:
+    vault.add([bad], who="ada", **SIGNED)
+finally:
+    bad.unlink()
+"""
+
+
+def searched(data: bytes) -> list[bytes]:
+    """The bytes themselves, and what they decompress to."""
+    found = [data]
+    for magic, unpack in ((b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress)):
+        if data.startswith(magic):
+            found.append(unpack(data))
+    for start in (0, 2):
+        try:
+            found.append(zlib.decompress(data[start:]))
+        except zlib.error:
+            continue
+    return found
+
+
+def spellings(mark: str) -> list[bytes]:
+    """A mark as files may hold it: text, UTF-16, hex, and the three alignments of base64."""
+    raw = mark.encode()
+    encoded = [base64.b64encode(b"x" * shift + raw)[4:-4] for shift in range(3)]
+    return [raw, mark.encode("utf-16-le"), raw.hex().encode(), raw.upper(), *encoded]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    for name in ("home", "cache", "tmp", "work", "hf"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def run_child(world: Path) -> subprocess.CompletedProcess[bytes]:
+    items = [
+        {
+            "id": f"{MARKS[1]}-{number}",
+            "patient": f"{MARKS[1]}-{number % 30}",
+            "note": f"{MARKS[0]} {MARKS[2]} note {number} " + "lorem " * (number % 40),
+        }
+        for number in range(120)
+    ]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(world / "home"),
+        "XDG_CACHE_HOME": str(world / "cache"),
+        "TMPDIR": str(world / "tmp"),
+        "HF_HOME": str(world / "hf"),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, str(world)],
+        input=json.dumps(items).encode(),
+        capture_output=True,
+        check=False,
+        cwd=world / "work",
+        env=environment,
+    )
+
+
+def test_no_mark_is_in_any_file_or_message(world: Path) -> None:
+    done = run_child(world)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 1, shown.decode()
+    assert b"InputError: row 1 of bad.jsonl: column 'note' is not text" in done.stderr
+    scanned = 0
+    places = [("the child's output", shown)]
+    for folder, folders, files in os.walk(world):
+        places += [(name, name.encode()) for name in folders + files]
+        places += [(name, (Path(folder) / name).read_bytes()) for name in files]
+    for name, data in places:
+        for text in searched(data):
+            scanned += len(text)
+            for mark in MARKS:
+                for spelling in spellings(mark):
+                    assert spelling not in text, name
+    assert scanned > 20_000
+
+
+def test_the_scan_would_find_a_mark() -> None:
+    for mark in MARKS:
+        hidden = [
+            f"a {mark} b".encode(),
+            gzip.compress(mark.encode()),
+            zlib.compress(mark.encode()),
+            base64.b64encode(f"some {mark} text".encode()),
+            mark.encode().hex().encode(),
+        ]
+        for data in hidden:
+            assert any(
+                spelling in text for text in searched(data) for spelling in spellings(mark)
+            ), data
