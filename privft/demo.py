@@ -35,7 +35,7 @@ dataset: {DATASET}
 synthetic: true                  # the notes are made up, and every output says so
 model:
   name_or_path: builtin:smollm2-135m-instruct
-  dtype: bfloat16
+  dtype: float32                 # bfloat16 halves memory; its speed depends on the CPU
 max_length: 64
 lora:
   r: 4
@@ -77,13 +77,10 @@ def run_demo(folder: Path, *, say: Callable[[str], None]) -> None:
 
     workspace = ["--workspace", str(folder / "workspace")]
     _command(say, ["init", str(folder / "workspace"), "--name", "ada"])
-    _command(
-        say,
-        [*workspace, "vault", "create", DATASET, "--from", str(folder / "notes.jsonl")]
-        + ["--unit", "subject", "--declared-units", str(PATIENTS)]
-        + ["--text", "text", "--subject", "patient_id", "--id", "note_id"]
-        + ["--held-out-share", "0.02"],
-    )
+    columns = ["--text", "text", "--subject", "patient_id", "--id", "note_id"]
+    units = ["--unit", "subject", "--declared-units", str(PATIENTS), "--held-out-share", "0.02"]
+    notes = ["--from", str(folder / "notes.jsonl")]
+    _command(say, [*workspace, "vault", "create", DATASET, *notes, *columns, *units])
     _command(say, [*workspace, "plan", str(folder / "run.yaml")])
     _command(say, [*workspace, "train", str(folder / "run.plan")])
     run = _only_run(folder / "workspace")

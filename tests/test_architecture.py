@@ -59,7 +59,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "securesystemslib": ("privft.signing",),
     "click": ("privft.cli",),
     "sqlite3": ("privft.budget.ledger", "privft.budget.store"),
-    "matplotlib": ("privft.report.plots",),
+    "typst": ("privft.report.pdf",),
+    "pkcs11": ("privft.vault.tokens",),
     "jinja2": ("privft.report",),
     "datasets": ("privft.vault.intake",),
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from privft.budget.ledger import Ledger
+from privft.cli.opened import opened_vault, person_recipient, plain
+from privft.cli.recipients import recipients
 from privft.cli.session import (
     FILE,
     Session,
@@ -29,7 +28,7 @@ from privft.stages import data
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
-from privft.vault.keys import Recipient, agreement_recipient, passphrase_recipient
+from privft.vault.keys import passphrase_recipient
 from privft.vault.manifest import Caps
 from privft.vault.store import Vault
 
@@ -37,22 +36,6 @@ from privft.vault.store import Vault
 @click.group()
 def vault_command() -> None:
     """Sealed data: create, add, inspect, verify, rotate, erase, recipients."""
-
-
-def _person_recipient(ledger: Ledger, name: str) -> Recipient:
-    person = ledger.keyring().person(name)
-    return agreement_recipient(name, bytes.fromhex(person.public.x25519))
-
-
-@contextmanager
-def _opened(
-    opened: Session, dataset: str, actor: Identity, fd: int | None, ask: bool
-) -> Iterator[tuple[Ledger, Vault]]:
-    with (
-        opened.ledger() as ledger,
-        data.open_vault(opened.workspace, ledger, dataset, opened.opener(actor, fd, ask)) as vault,
-    ):
-        yield ledger, vault
 
 
 @vault_command.command("create")
@@ -137,7 +120,7 @@ def create(
     if not skip_bad:
         data.check_rows(sources, fields, caps, by_subject=unit == "subject")
     with opened.ledger() as ledger:
-        recipients = [_person_recipient(ledger, who) for who in people or (actor.name,)]
+        recipients = [person_recipient(ledger, who) for who in people or (actor.name,)]
         if recipient_passphrase or recipient_passphrase_fd is not None:
             given = opened.passphrase(recipient_passphrase_fd, twice=True)
             recipients.append(passphrase_recipient("passphrase", given))
@@ -178,7 +161,7 @@ def add(
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
     actor = opened.identity(name, key_file)
-    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
         _add(opened, ledger, vault, sources, actor, skip_bad)
 
 
@@ -249,7 +232,7 @@ def inspect(
     opened = session(ctx)
     if private:
         actor = opened.identity(name, key_file)
-        with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+        with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
             facts = vault.inspect()
     else:
         with opened.ledger() as ledger:
@@ -261,12 +244,8 @@ def inspect(
     if as_json:
         print_json(facts)
         return
-    rows = [[key, _plain(value)] for key, value in facts.items() if key != "checkpoint"]
+    rows = [[key, plain(value)] for key, value in facts.items() if key != "checkpoint"]
     table(f"Vault {dataset}", ["what", "value"], rows)
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @vault_command.command("verify")
@@ -294,7 +273,7 @@ def verify(
             else:
                 say("nothing was missing")
         return
-    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
         check = vault.verify()
     click.echo(
         f"{dataset}: whole ({check.files} files, epoch {check.epoch}, root {check.root[:16]})"
@@ -318,7 +297,7 @@ def rotate(
     """A new epoch key; with --reencrypt, everything is sealed anew."""
     opened = session(ctx)
     actor = opened.identity(name, key_file)
-    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
         data.rotate_vault(ledger, vault, actor=actor, reencrypt=reencrypt)
     say(f"{dataset} has a new epoch key" + (" and new unit keys" if reencrypt else ""))
 
@@ -346,80 +325,9 @@ def erase(
     opened = session(ctx)
     actor = opened.identity(name, key_file)
     unit = unit_file.read_text(encoding="utf-8").strip()
-    with _opened(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
         print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
     say("erased; the certificate says what it cannot promise")
 
 
-@vault_command.group("recipients")
-def recipients() -> None:
-    """Who can open a vault: list, add, remove."""
-
-
-@recipients.command("list")
-@click.argument("dataset")
-@click.pass_context
-def list_recipients(ctx: click.Context, dataset: str) -> None:
-    """Who can open the vault."""
-    facts = store.inspect(session(ctx).workspace.vault_path(dataset))
-    for recipient in facts["recipients"]:
-        click.echo(_plain(recipient))
-
-
-def _change(
-    ctx: click.Context,
-    dataset: str,
-    who: str,
-    options: tuple[str | None, Path | None, int | None, bool],
-    *,
-    adding: bool,
-) -> None:
-    name, key_file, fd, ask = options
-    opened = session(ctx)
-    actor = opened.identity(name, key_file)
-    with _opened(opened, dataset, actor, fd, ask) as (ledger, vault):
-        left = [r for r in vault.recipients if r.label != who]
-        if adding:
-            left.append(_person_recipient(ledger, who))
-        elif len(left) == len(vault.recipients):
-            raise UsageError(f"{who} is no recipient of {dataset}")
-        data.rotate_vault(ledger, vault, actor=actor, recipients=left)
-    say(f"{dataset} is now sealed for {', '.join(r.label for r in left)}")
-
-
-@recipients.command("add")
-@click.argument("dataset")
-@click.argument("who")
-@opening
-@click.pass_context
-def add_recipient(
-    ctx: click.Context,
-    dataset: str,
-    who: str,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
-) -> None:
-    """Let one more person open the vault."""
-    options = (name, key_file, passphrase_fd, ask_passphrase)
-    _change(ctx, dataset, who, options, adding=True)
-
-
-@recipients.command("remove")
-@click.argument("dataset")
-@click.argument("who")
-@opening
-@click.pass_context
-def remove_recipient(
-    ctx: click.Context,
-    dataset: str,
-    who: str,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
-) -> None:
-    """Let one fewer open it; what they copied before stays readable to them."""
-    options = (name, key_file, passphrase_fd, ask_passphrase)
-    _change(ctx, dataset, who, options, adding=False)
+vault_command.add_command(recipients)

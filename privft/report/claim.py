@@ -22,8 +22,12 @@ ABSOLUTE = 1e-8
 FPR_GRID = (*(10 ** (-5 + i / 12) for i in range(60)), 1.0)
 
 
-def guarantee(*, unit: Unit, events: Sequence[Event], delta: float) -> dict[str, Any]:
+def guarantee(
+    *, unit: Unit, events: Sequence[Event], delta: float, fprs: Sequence[float] = FPR_GRID
+) -> dict[str, Any]:
     """The statement's `guarantee`, from public numbers alone; takes one to four seconds.
+
+    fprs: the false positive rates at which the trade-off curve is stated.
 
     Guarantees: `epsilon` is the pessimistic PLD value under add/remove; no attack exceeds
     `odds_percent` or any point of `tpr_at_fpr`.  Raises `AccountingError` where the accountants
@@ -39,7 +43,7 @@ def guarantee(*, unit: Unit, events: Sequence[Event], delta: float) -> dict[str,
         "cost": cost.to_dict(),
         "substitute": accounting.cost(events, delta, adjacency="substitute").to_dict(),
         "odds_percent": min(100.0, max(50.0, 100 * curve.max_accuracy)),
-        "tpr_at_fpr": [[fpr, min(1.0, curve.tpr_bound(fpr))] for fpr in FPR_GRID],
+        "tpr_at_fpr": [[fpr, min(1.0, curve.tpr_bound(fpr))] for fpr in fprs],
         "mu": curve.mu_nearest,
     }
 

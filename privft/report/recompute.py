@@ -110,14 +110,12 @@ def approvals_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot)
     for approval in facts.approvals:
         if (approval.name, approval.signature, approval.time) not in entries:
             raise SignatureError(f"the ledger has no approval by {approval.name} as stated")
-        person = trust.person(approval.name)
+        person = trust.person(approval.name, approval.keyid)
         if person is None:
-            raise SignatureError(f"the trust root does not know {approval.name}")
+            raise SignatureError(f"the trust root does not know {approval.name} with that key")
         if "approver" not in person.roles:
             raise SignatureError(f"{approval.name} is no approver in the trust root")
         key = VerifyKey.from_hex(person.name, person.ed25519)
-        if key.keyid != approval.keyid:
-            raise SignatureError(f"{approval.name} approved with a key that is not theirs")
         key.verify(bytes.fromhex(approval.signature), approval_message(facts.plan.sha256))
     if not facts.approvals:
         return "no approval was asked for, none is stated"
@@ -129,7 +127,12 @@ def epsilon_agrees(plain: Mapping[str, Any]) -> str:
     predicate = plain["predicate"]
     stated = predicate["guarantee"]
     events = [Event.from_dict(event) for event in predicate["events"]]
-    computed = claim.guarantee(unit=stated["unit"], events=events, delta=stated["delta"])
+    computed = claim.guarantee(
+        unit=stated["unit"],
+        events=events,
+        delta=stated["delta"],
+        fprs=tuple(fpr for fpr, _ in stated["tpr_at_fpr"]),
+    )
     if stated["substitute"] is None:
         computed["substitute"] = None
     # the nearest Gaussian curve is a search's answer: a description, good to a few digits

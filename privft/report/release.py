@@ -2,7 +2,7 @@
 
     adapter_config.json  adapter_model.safetensors  head.safetensors   what was trained (those that
                                                                       the statement names)
-    statement.dsse.json   the signed truth: a DSSE envelope in canonical JSON
+    statement.dsse.json   the signed truth: a DSSE envelope, one line of canonical JSON
     README.md  report.html  LICENSE-NOTE.txt                          rendered from the statement
     ledger-proof.json     the thread to the ledger (`report.proof`)
 
@@ -37,7 +37,7 @@ def rendered_files(statement: Mapping[str, Any], envelope: Mapping[str, Any]) ->
     if base64.b64decode(envelope["payload"]) != payload(statement):
         raise IntegrityError("the envelope holds another statement")
     return {
-        STATEMENT: canonical_json(dict(envelope)),
+        STATEMENT: canonical_json(dict(envelope)) + b"\n",
         PAGE: render(statement, envelope).encode(),
         CARD: render_card(statement).encode(),
         LICENCE_NOTE: render_licence_note(statement).encode(),

@@ -11,7 +11,8 @@ pinned in a repository.  Nothing in it is secret; everything rests on its being 
 
 origin          the name of the ledger, first line of every checkpoint; also the log key's name
 log_key         signs the checkpoints; through them it vouches for every entry, run keys included
-people          whose countersignatures and approvals count, and as what
+people          whose countersignatures and approvals count, and as what; a name that had other
+                keys before stands once for each of them
 policy_sha256   the policies that the verifier accepts; an empty list accepts any, and the check
                 says so
 
@@ -55,21 +56,24 @@ class TrustRoot(Strict):
     policy_sha256: list[Sha256]
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> TrustRoot:
+    def _keys_are_unique(self) -> TrustRoot:
         if self.log_key.name != self.origin:
             raise ValueError("expected the log key to be named after the origin")
-        for values in ([p.name for p in self.people], [p.ed25519 for p in self.people]):
-            if len(set(values)) != len(values):
-                raise ValueError("expected every person and every key once")
+        keys = [person.ed25519 for person in self.people]
+        if len(set(keys)) != len(keys):
+            raise ValueError("expected every key once")
         return self
 
     def log(self) -> VerifyKey:
         """The key that opens checkpoints."""
         return VerifyKey.from_hex(self.log_key.name, self.log_key.hex)
 
-    def person(self, name: str) -> TrustedPerson | None:
-        """The person of that name, if any."""
-        return next((person for person in self.people if person.name == name), None)
+    def person(self, name: str, keyid: str) -> TrustedPerson | None:
+        """Who has this name and this key, if anybody (one name may have had several keys)."""
+        for person in self.people:
+            if person.name == name and VerifyKey.from_hex(name, person.ed25519).keyid == keyid:
+                return person
+        return None
 
     def keys(self) -> Mapping[str, VerifyKey]:
         """The people's keys by key id."""

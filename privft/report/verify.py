@@ -164,7 +164,7 @@ def _signature(found: _Found) -> str:
     reserved = ledger.only("run-reserved").body
     run_key = VerifyKey.from_hex("run-key", reserved["run_key"])
     data = found.read(STATEMENT)
-    envelope = parse_canonical(data)
+    envelope = parse_canonical(data.removesuffix(b"\n"))
     if not isinstance(envelope, dict):
         raise SignatureError(f"{STATEMENT} is no DSSE envelope")
     people = found.trust.keys()

@@ -92,7 +92,7 @@ def audit(
             canaries=canaries,
             score_base=workbench.score(untrained),
             score_trained=workbench.score(trained),
-            claim=claim_of_plan(plan),
+            claim=claim_of_plan(plan, relatives=plan.suite != "quick"),
             control=twin,
             selfcheck=selfchecks,
             candidates=make_candidates(
@@ -121,7 +121,7 @@ def audit(
         utility=utility,
         files={name: sha256_hex(data) for name, data in files.items()},
         head=head,
-        trained_parameters=sum(p.numel() for p in trained_parameters(trained).values()),
+        trained_parameters=sum(p.numel() for p in trained_parameters(untrained).values()),
         reference=run_selftest(),
         versions={"privft": privft.__version__} | {name: version(name) for name in _PACKAGES},
         machine={"python": platform.python_version(), "machine": platform.machine()},

@@ -199,9 +199,18 @@ def _examples(
     return [(text, None) for text in texts]
 
 
-def claim_of_plan(plan: Plan) -> Claim:
-    """What the run promises, for attacks to contradict: its own trade-off curve."""
-    return claim_of(plan.events(), epsilon=float(plan.cost["epsilon_pld"]), delta=plan.delta)
+def claim_of_plan(plan: Plan, *, relatives: bool = False) -> Claim:
+    """What the run promises, for attacks to contradict: its own trade-off curve.
+
+    relatives: also the curves at other noise multipliers (seconds each), which turn the f-DP test
+        from a yes or no into a bound.
+    """
+    return claim_of(
+        plan.events(),
+        epsilon=float(plan.cost["epsilon_pld"]),
+        delta=plan.delta,
+        relatives=relatives,
+    )
 
 
 def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:

@@ -151,7 +151,10 @@ def load_adapter(base: nn.Module, files: Mapping[str, bytes], *, pad_id: int) ->
     """The trained model again, on a fresh base, from what `adapter_files` gave."""
     body = base
     if "adapter_config.json" in files:
-        settings = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": None}
+        settings = json.loads(files["adapter_config.json"]) | {
+            "base_model_name_or_path": None,
+            "inference_mode": False,
+        }
         body = _quietly_wrapped(base, LoraConfig(**settings))
         missing = set_peft_model_state_dict(body, load(files["adapter_model.safetensors"]))
         if missing.unexpected_keys:

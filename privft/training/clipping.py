@@ -35,16 +35,16 @@ class UnitGradients:
     def __init__(self, model: TrainedModel) -> None:
         self._model = model
         self.parameters = trained_parameters(model)
-        # The whole model runs in evaluation mode (no dropout); only the layers that hold trained
-        # parameters are in training mode, because Opacus records nothing elsewhere.
-        model.module.eval()
-        for module in model.module.modules():
-            if any(p.requires_grad for p in module.parameters(recurse=False)):
-                if not isinstance(module, nn.Linear):
-                    raise ValueError(
-                        f"expected trained parameters in linear layers only, got {type(module)}"
-                    )
-                module.train()
+        self._layers = [
+            module
+            for module in model.module.modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+        ]
+        for layer in self._layers:
+            if not isinstance(layer, nn.Linear):
+                raise ValueError(
+                    f"expected trained parameters in linear layers only, got {type(layer)}"
+                )
         self._hooks = GradSampleHooks(model.module, loss_reduction="sum", strict=False)
 
     def close(self) -> None:
@@ -61,6 +61,11 @@ class UnitGradients:
 
         `units` all have the same bucket, and at least one example each.
         """
+        # The whole model runs in evaluation mode (no dropout); only the layers that hold trained
+        # parameters are in training mode, because Opacus records nothing elsewhere.
+        self._model.module.eval()
+        for layer in self._layers:
+            layer.train()
         examples = [example for unit in units for example in unit.examples]
         counts = torch.tensor([len(unit.examples) for unit in units])
         unit_of_row = torch.repeat_interleave(torch.arange(len(units)), counts)

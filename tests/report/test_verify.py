@@ -35,16 +35,16 @@ _made = claim.guarantee
 
 
 @cache
-def _once(unit: Any, events: tuple[Any, ...], delta: float) -> dict[str, Any]:
-    return _made(unit=unit, events=events, delta=delta)
+def _once(unit: Any, events: tuple[Any, ...], delta: float, fprs: Any) -> dict[str, Any]:
+    return _made(unit=unit, events=events, delta=delta, fprs=fprs)
 
 
 @pytest.fixture(autouse=True)
 def _each_guarantee_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many folders here differ in other things; the computation itself is the same."""
 
-    def remembered(*, unit: Any, events: Any, delta: float) -> dict[str, Any]:
-        return copy.deepcopy(_once(unit, tuple(events), delta))
+    def remembered(*, unit: Any, events: Any, delta: float, fprs: Any) -> dict[str, Any]:
+        return copy.deepcopy(_once(unit, tuple(events), delta, fprs))
 
     monkeypatch.setattr(claim, "guarantee", remembered)
 
@@ -185,6 +185,7 @@ def _both(*changes: Change) -> Change:
         ("epsilon", _put("guarantee", "substitute", "epsilon_pld", value=2.0)),
         ("epsilon", _put("guarantee", "odds_percent", value=60.0)),
         ("epsilon", _put("guarantee", "tpr_at_fpr", 30, 1, value=lambda v: v * 0.9)),
+        ("epsilon", _put("guarantee", "tpr_at_fpr", value=[[0.1, 0.1], [1.0, 1.0]])),
         ("epsilon", _put("guarantee", "mu", value=0.1)),
         ("entries", _both(_put("mechanism", "noise_multiplier", value=1.2),
                           _put("events", 0, "noise_multiplier", value=1.2))),
@@ -343,7 +344,7 @@ def test_failure_is_raised_with_the_name_of_its_check(folder: Path) -> None:
         lambda t: t.replace(b'"hex": "', b'"hex": "Z'),
         lambda t: b"[]",
         lambda t: b"\xff",
-        lambda t: t.replace(b'"name": "amara-liu"', b'"name": "jonas-weidling"'),
+        lambda t: t.replace(AMARA.public.hex.encode(), JONAS.public.hex.encode()),
     ],
 )
 def test_spoiled_trust_root_is_refused(spoil: Callable[[bytes], bytes]) -> None:

@@ -1,0 +1,38 @@
+"""A vault with its ledger, opened for a command of the vault group and closed after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from privft.budget.ledger import Ledger
+from privft.cli.session import Session
+from privft.signing import Identity
+from privft.stages import data
+from privft.vault.keys import Recipient, agreement_recipient
+from privft.vault.store import Vault
+
+
+def person_recipient(ledger: Ledger, name: str) -> Recipient:
+    """The recipient who holds a person's agreement key."""
+    person = ledger.keyring().person(name)
+    return agreement_recipient(name, bytes.fromhex(person.public.x25519))
+
+
+@contextmanager
+def opened_vault(
+    opened: Session, dataset: str, actor: Identity, fd: int | None, ask: bool
+) -> Iterator[tuple[Ledger, Vault]]:
+    """The ledger and a vault of it, both closed again at the end."""
+    with (
+        opened.ledger() as ledger,
+        data.open_vault(opened.workspace, ledger, dataset, opened.opener(actor, fd, ask)) as vault,
+    ):
+        yield ledger, vault
+
+
+def plain(value: Any) -> str:
+    """A fact on one line."""
+    return value if isinstance(value, str) else json.dumps(value)

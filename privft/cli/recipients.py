@@ -1,0 +1,87 @@
+"""privft vault recipients: who can open a vault, one more or one fewer at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from privft.cli.opened import opened_vault, person_recipient, plain
+from privft.cli.session import opening, say, session
+from privft.errors import UsageError
+from privft.stages import data
+from privft.vault import store
+
+
+@click.group("recipients")
+def recipients() -> None:
+    """Who can open a vault: list, add, remove."""
+
+
+@recipients.command("list")
+@click.argument("dataset")
+@click.pass_context
+def list_recipients(ctx: click.Context, dataset: str) -> None:
+    """Who can open the vault."""
+    facts = store.inspect(session(ctx).workspace.vault_path(dataset))
+    for recipient in facts["recipients"]:
+        click.echo(plain(recipient))
+
+
+def _change(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    options: tuple[str | None, Path | None, int | None, bool],
+    *,
+    adding: bool,
+) -> None:
+    name, key_file, fd, ask = options
+    opened = session(ctx)
+    actor = opened.identity(name, key_file)
+    with opened_vault(opened, dataset, actor, fd, ask) as (ledger, vault):
+        left = [r for r in vault.recipients if r.label != who]
+        if adding:
+            left.append(person_recipient(ledger, who))
+        elif len(left) == len(vault.recipients):
+            raise UsageError(f"{who} is no recipient of {dataset}")
+        data.rotate_vault(ledger, vault, actor=actor, recipients=left)
+    say(f"{dataset} is now sealed for {', '.join(r.label for r in left)}")
+
+
+@recipients.command("add")
+@click.argument("dataset")
+@click.argument("who")
+@opening
+@click.pass_context
+def add_recipient(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Let one more person open the vault."""
+    options = (name, key_file, passphrase_fd, ask_passphrase)
+    _change(ctx, dataset, who, options, adding=True)
+
+
+@recipients.command("remove")
+@click.argument("dataset")
+@click.argument("who")
+@opening
+@click.pass_context
+def remove_recipient(
+    ctx: click.Context,
+    dataset: str,
+    who: str,
+    name: str | None,
+    key_file: Path | None,
+    passphrase_fd: int | None,
+    ask_passphrase: bool,
+) -> None:
+    """Let one fewer open it; what they copied before stays readable to them."""
+    options = (name, key_file, passphrase_fd, ask_passphrase)
+    _change(ctx, dataset, who, options, adding=False)
