@@ -73,6 +73,9 @@ _INSTEAD = {
     "torch_dtype": "model.dtype",
     "task_type": "task: causal-lm or sequence-classification",
     "num_labels": "labels: the list of their names",
+    "lora_dropout": "nothing: dropout is off; masks keyed by unit are not supported yet",
+    "modules_to_save": "nothing for causal-lm; a classification head is always trained",
+    "gradient_checkpointing": "performance.tokens_per_microbatch, which bounds memory",
     "load_best_model_at_end": "nothing: choosing among models by private data costs epsilon",
 }
 
@@ -88,7 +91,7 @@ class ModelConfig(Strict):
     """The GGUF file inside the folder, where the weights are quantised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the frozen weights are held in; adapters are trained in float32."""
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean"] = "mean"
     """Classification: how token states become one vector."""
 
     @model_validator(mode="after")
@@ -114,9 +117,7 @@ class LoraConfig(Strict):
 
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     lora_alpha: Annotated[int, Field(ge=1)] = 16
-    lora_dropout: _Share = 0.0
     target_modules: Literal["all-linear"] | _Words = "all-linear"
-    modules_to_save: _Words | None = None
     use_rslora: bool = False
     layers_to_transform: (
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None
@@ -206,7 +207,6 @@ class PerformanceConfig(Strict):
     """CPU threads; null leaves the choice to torch."""
     checkpoint_every: _Count = 10
     """Steps between sealed checkpoints."""
-    gradient_checkpointing: bool = False
 
 
 class AuditConfig(Strict):

@@ -366,14 +366,19 @@ def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> Tr
     is two lines that no attack gets below, and the curve is the highest of them at each FPR.
     Held against Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, as riskcal has it.
     """
+    parts = merged(events)
+    if not parts:
+        raise ValueError("expected at least one event, got none")
+    return _tradeoff(parts, adjacency)
+
+
+@lru_cache(maxsize=64)
+def _tradeoff(parts: tuple[Event, ...], adjacency: Adjacency) -> TradeOff:
     import numpy as np
     from riskcal.analysis import get_beta_from_pld
     from scipy.optimize import minimize_scalar
     from scipy.special import ndtr, ndtri
 
-    parts = merged(events)
-    if not parts:
-        raise ValueError("expected at least one event, got none")
     pld = _composed(parts, adjacency, _grid(len(parts)))
     tails = np.logspace(-8, -1, 141)
     fpr = np.unique(np.concatenate([[0.0], tails, np.linspace(0.1, 1, 181), 1 - tails]))

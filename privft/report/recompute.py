@@ -30,7 +30,6 @@ from privft.signing import VerifyKey, canonical_json, sha256_hex
 
 PLAIN, CURVES = "one-run (epsilon, delta)", "one-run f-DP"
 BOUND_TOLERANCE = 1e-5  # bounds are bisected to 1e-7
-PROFILE_EPSILONS = tuple(0.05 * i for i in range(40)) + tuple(2 + 0.25 * i for i in range(57))
 
 
 def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | None) -> str:
@@ -211,10 +210,9 @@ def _plain_bounds_agree(test: AuditTest, delta: float, where: str) -> None:
 
 def _curve_contradicted(test: AuditTest, facts: Facts) -> bool:
     """Whether the counts contradict the trade-off curve of the stated events."""
-    events = facts.accounting_events()
-    deltas = [accounting.delta_for(events, epsilon) for epsilon in PROFILE_EPSILONS]
+    curve = accounting.tradeoff(facts.accounting_events())
     rejected = bounds.fdp_rejects(
-        bounds.profile_curve(PROFILE_EPSILONS, deltas),
+        lambda fpr: 1 - curve.tpr_bound(fpr),
         canaries=test.canaries,
         guesses=test.guesses,
         correct=test.correct,

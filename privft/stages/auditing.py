@@ -30,8 +30,9 @@ from privft.errors import IntegrityError
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
 from privft.randomness import KeyedStreams
-from privft.report import page, statement
-from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
+from privft.report import statement
+from privft.report.release import rendered_files
+from privft.signing import Identity, SigningKey, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
 from privft.stages.data import open_vault
 from privft.stages.modelling import (
@@ -49,8 +50,6 @@ from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
-STATEMENT = "statement.dsse.json"
-PAGE = "report.html"
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "dp-accounting", "cryptography", "numpy")
 
 
@@ -129,8 +128,8 @@ def audit(
     stated = statement.build(body)
     payload = statement.payload(stated)
     envelope = dsse_sign(payload, statement.PAYLOAD_TYPE, [run_key])
-    write_private(folder / STATEMENT, canonical_json(envelope) + b"\n")
-    write_private(folder / PAGE, page.render(stated, envelope).encode())
+    for name, data in rendered_files(stated, envelope).items():
+        write_private(folder / name, data)
     ledger.append(
         "run-audited",
         {

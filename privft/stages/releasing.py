@@ -24,17 +24,15 @@ from typing import Any
 
 from privft.budget.ledger import Ledger
 from privft.errors import IntegrityError, UsageError
-from privft.report import card, page, statement
+from privft.report import statement
 from privft.report.proof import build_proof
+from privft.report.release import PROOF, STATEMENT, rendered_files
 from privft.signing import VerifyKey, dsse_open, sha256_hex
-from privft.stages.auditing import PAGE, STATEMENT
 from privft.stages.data import open_vault
 from privft.stages.running import stored_plan
 from privft.stages.sealedrun import SealedRun
 from privft.vault.keys import KeyOpener
 from privft.workspace import Workspace, sync_folder, write_private
-
-PROOF = "ledger-proof.json"
 
 
 def release(
@@ -63,12 +61,9 @@ def release(
     stated_files = stated["predicate"]["model"]["adapter_files"]
     if {name: sha256_hex(data) for name, data in files.items()} != stated_files:
         raise IntegrityError(f"the adapter of run {run} is not the one that was audited")
-    files |= {
-        STATEMENT: text,
-        PAGE: page.render(stated, envelope).encode(),
-        "README.md": card.render_card(stated).encode(),
-        "LICENSE-NOTE.txt": card.render_licence_note(stated).encode(),
-    }
+    files |= rendered_files(stated, envelope)
+    if files[STATEMENT] != text:
+        raise IntegrityError(f"{STATEMENT} of run {run} is not in canonical form")
     digests = {name: sha256_hex(data) for name, data in sorted(files.items())}
     if not ledger.entries(kind="run-released", run=run):
         ledger.append(
