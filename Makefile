@@ -49,6 +49,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
+	rm -rf demo-workspace
 	$(BIN)/privft demo
 
 lint: $(VENV)/.installed-dev
