@@ -7,6 +7,7 @@ refusal.  Nothing is faked: each line that begins with `$` is run as shown, in t
 
     FOLDER/
       notes.jsonl, held-out.jsonl    synthetic plaintext, marked as such in every id
+      policy.yaml                    the policy, an overlay on a shipped one
       run.yaml, second.yaml          the two configs
       workspace/                     ledger, keys, vault, runs
       released/                      what left through the door
@@ -61,6 +62,18 @@ evaluation:
   max_records: 150
 """
 
+_POLICY = """\
+# An overlay: it stands on a shipped policy and may only tighten it.
+version: 1
+name: demo
+extends: default
+purpose: made-up notes of the demo, with room for one run and not for two
+total_epsilon:
+  value: 6.0
+  why: the demo's first run needs 5.8 of it by the filter, so that its second run has to be refused
+  source: privft's own choice, for show
+"""
+
 
 def run_demo(folder: Path, *, say: Callable[[str], None]) -> None:
     """Run it all in `folder`, which must not exist; ends by saying where the report is."""
@@ -72,6 +85,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None]) -> None:
     synthetic.write_jsonl(folder / "notes.jsonl", synthetic.generate(SEED, PATIENTS))
     held_out = synthetic.generate(SEED, HELD_OUT_PATIENTS, part="held-out", most_notes=1)
     synthetic.write_jsonl(folder / "held-out.jsonl", held_out)
+    (folder / "policy.yaml").write_text(_POLICY, encoding="utf-8")
     (folder / "run.yaml").write_text(_RUN, encoding="utf-8")
     (folder / "second.yaml").write_text(_RUN.replace("name: demo", "name: demo-second"))
 
@@ -79,7 +93,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None]) -> None:
     _command(say, ["init", str(folder / "workspace"), "--name", "ada"])
     columns = ["--text", "text", "--subject", "patient_id", "--id", "note_id"]
     units = ["--unit", "subject", "--declared-units", str(PATIENTS), "--held-out-share", "0.02"]
-    notes = ["--from", str(folder / "notes.jsonl")]
+    notes = ["--from", str(folder / "notes.jsonl"), "--policy", str(folder / "policy.yaml")]
     _command(say, [*workspace, "vault", "create", DATASET, *notes, *columns, *units])
     _command(say, [*workspace, "plan", str(folder / "run.yaml")])
     _command(say, [*workspace, "train", str(folder / "run.plan")])

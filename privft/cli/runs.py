@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -157,7 +158,13 @@ def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
     )
     task = bar.add_task("training", total=steps, note=f"epsilon {epsilon:.2f} reserved")
 
+    started = time.monotonic()
+
     def step(report: Any) -> None:
+        if not console.is_terminal:
+            seconds = time.monotonic() - started
+            console.print(f"- step {report.step} of {steps}, {seconds:.0f} s")
+            return
         if not bar.live.is_started:
             bar.start()
         note = f"epsilon {epsilon:.2f} reserved"

@@ -73,6 +73,9 @@ def audit(
     check_base(base, plan.model)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
+        for leftover in ("secret", "checkpoint"):  # of a kill between settlement and clean-up
+            if sealed.has(leftover):
+                sealed.destroy(leftover)
         workbench = Workbench.of(config, base)
         files = sealed.unseal_adapter()
         _check_files(ledger, run, files)
