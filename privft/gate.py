@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from privft.budget.entries import format_time, parse_time
 from privft.budget.history import RunRecord
 from privft.budget.ledger import Ledger
-from privft.errors import AuditFailed, OrderError, PolicyRefused, UsageError
+from privft.errors import AuditFailed, IntegrityError, OrderError, PolicyRefused, UsageError
 from privft.signing import Identity, canonical_json
 from privft.workspace import Workspace
 
@@ -164,6 +164,14 @@ def train(
     )
 
 
+def plan_of(workspace: Workspace, ledger: Ledger, run: str) -> Plan:
+    """The plan that a run was reserved for."""
+    from privft.stages import running
+
+    ledger.run(run)  # an unknown run is named as such
+    return running.stored_plan(workspace, ledger, run)[0]
+
+
 def resume(
     workspace: Workspace,
     ledger: Ledger,
@@ -181,10 +189,13 @@ def resume(
     running.resume(workspace, ledger, run, actor=actor, opener=opener, watch=watch)
 
 
-def close(ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
+def close(workspace: Workspace, ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
     """Give up a run that was stopped in the middle; it stays charged in full."""
+    from privft.stages.sealedrun import forget_secrets
+
     _may_operate(ledger, actor)
     require(ledger.run(run), "close", now=_now())
+    forget_secrets(workspace.run_path(run))
     ledger.settle(
         run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
     )
@@ -200,12 +211,12 @@ def audit(
     watch: Watch,
 ) -> AuditResult:
     """Attack a trained run and sign the report; a failed verdict is returned, not raised."""
-    from privft.stages import auditing, data, planning, running
+    from privft.stages import auditing, data, planning
 
     _may_operate(ledger, actor)
     record = ledger.run(run)
     require(record, "audit", now=_now())
-    the_plan, _ = running.stored_plan(workspace.run_path(run))
+    the_plan = plan_of(workspace, ledger, run)
     policy = data.policy_of(workspace, ledger, the_plan.dataset)
     checks = planning.check_approved(workspace, ledger, the_plan, policy, operator=record.actor)
     return auditing.audit(
@@ -234,7 +245,11 @@ def waive(
         raise UsageError(f"a waiver needs two people, got {len(people)}", hint="--key twice")
     if not reason.strip():
         raise UsageError("a waiver needs a reason", hint="--reason TEXT")
-    if parse_time(expires) <= parse_time(now):
+    try:
+        in_time = parse_time(expires) > parse_time(now)
+    except IntegrityError as error:
+        raise UsageError(error.message, hint="--until 2027-01-31T00:00:00Z") from None
+    if not in_time:
         raise UsageError(f"expected an expiry after {now}, got {expires}")
     audited = ledger.entries(kind="run-audited", run=run)[-1]
     message = waiver_message(

@@ -29,7 +29,8 @@ def world(tmp_path: Path) -> World:
 def trained_model(world: World, run: str) -> tuple[TrainedModel, TrainedModel, Workbench]:
     """The model of a run as it was trained, the same untrained, and the bench they came from."""
     workspace = world.workspace
-    plan, folder = running.stored_plan(workspace.run_path(run))
+    with workspace.ledger() as ledger:
+        plan, folder = running.stored_plan(workspace, ledger, run)
     config = plan.the_config()
     bench = Workbench.of(config, find_base(config, relative_to=folder))
     opener = opener_of(workspace.identity())
@@ -64,9 +65,7 @@ def test_every_step_of_the_path_answers_a_script_in_json(world: World) -> None:
     assert shown["state"] == "released"
     assert [row["state"] for row in world.privft("runs", "list", "--json").json] == ["released"]
     (notes,) = [
-        row
-        for row in world.privft("ledger", "show", "--json").json
-        if row["dataset"] == "notes"
+        row for row in world.privft("ledger", "show", "--json").json if row["dataset"] == "notes"
     ]
     assert notes["epsilon_spent"] == pytest.approx(planned["budget"]["epsilon_after"])
     statement = envelope_payload(target)
@@ -96,7 +95,9 @@ def test_the_released_adapter_loads_with_plain_peft_and_gives_the_same_logits() 
         AutoModelForCausalLM.from_pretrained(world.folder / "llama"), world.folder / "released"
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "llama")
-    rows = json.loads("[" + ",".join((world.folder / "public.jsonl").read_text().split("\n")[:6]) + "]")
+    rows = json.loads(
+        "[" + ",".join((world.folder / "public.jsonl").read_text().split("\n")[:6]) + "]"
+    )
     for row in rows:
         ids = tokenizer(row["note"], return_tensors="pt")["input_ids"]
         with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from privft.budget.entries import format_time
-from privft.cli.session import FILE, acting, json_option, print_json, say, session, table
+from privft.cli.session import FILE, Acting, acting, json_option, print_json, say, session, table
 from privft.errors import UsageError
 from privft.signing import Identity
 
@@ -33,12 +33,11 @@ def create(
     roles: tuple[str, ...],
     out: Path | None,
     days: int | None,
-    name: str | None,
-    key_file: Path | None,
+    who: Acting,
 ) -> None:
     """Make keys for a person and put the public half on the ring."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     try:
         identity = Identity.generate(new_name)
     except ValueError as error:
@@ -97,17 +96,15 @@ def list_people(ctx: click.Context, as_json: bool) -> None:
 
 
 @keys_command.command("revoke")
-@click.argument("who", metavar="NAME")
+@click.argument("person", metavar="NAME")
 @click.option("--reason", required=True, help="Why; it stands in the ledger.")
 @acting
 @click.pass_context
-def revoke(
-    ctx: click.Context, who: str, reason: str, name: str | None, key_file: Path | None
-) -> None:
+def revoke(ctx: click.Context, person: str, reason: str, who: Acting) -> None:
     """Make a person's keys count for nothing from now on."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     with opened.ledger() as ledger:
-        ledger.append("key-revoked", {"name": who, "reason": reason}, actor=actor.name)
-    say(f"{who} is revoked; what they signed before stays signed")
+        ledger.append("key-revoked", {"name": person, "reason": reason}, actor=actor.name)
+    say(f"{person} is revoked; what they signed before stays signed")
     say("vaults that they can open: privft vault recipients remove")

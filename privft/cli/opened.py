@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from privft.budget.ledger import Ledger
-from privft.cli.session import Session
-from privft.signing import Identity
+from privft.cli.session import Acting, Session
 from privft.stages import data
 from privft.vault.keys import Recipient, agreement_recipient
 from privft.vault.store import Vault
@@ -22,13 +21,11 @@ def person_recipient(ledger: Ledger, name: str) -> Recipient:
 
 
 @contextmanager
-def opened_vault(
-    opened: Session, dataset: str, actor: Identity, fd: int | None, ask: bool
-) -> Iterator[tuple[Ledger, Vault]]:
+def opened_vault(opened: Session, dataset: str, who: Acting) -> Iterator[tuple[Ledger, Vault]]:
     """The ledger and a vault of it, both closed again at the end."""
     with (
         opened.ledger() as ledger,
-        data.open_vault(opened.workspace, ledger, dataset, opened.opener(actor, fd, ask)) as vault,
+        data.open_vault(opened.workspace, ledger, dataset, opened.opener(who)) as vault,
     ):
         yield ledger, vault
 

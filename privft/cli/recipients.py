@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from privft.cli.opened import opened_vault, person_recipient, plain
-from privft.cli.session import opening, say, session
+from privft.cli.session import Acting, opening, say, session
 from privft.errors import UsageError
 from privft.stages import data
 from privft.vault import store
@@ -31,57 +29,48 @@ def list_recipients(ctx: click.Context, dataset: str) -> None:
 def _change(
     ctx: click.Context,
     dataset: str,
-    who: str,
-    options: tuple[str | None, Path | None, int | None, bool],
+    person: str,
+    who: Acting,
     *,
     adding: bool,
 ) -> None:
-    name, key_file, fd, ask = options
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
-    with opened_vault(opened, dataset, actor, fd, ask) as (ledger, vault):
-        left = [r for r in vault.recipients if r.label != who]
+    actor = opened.identity(who)
+    with opened_vault(opened, dataset, who) as (ledger, vault):
+        left = [r for r in vault.recipients if r.label != person]
         if adding:
-            left.append(person_recipient(ledger, who))
+            left.append(person_recipient(ledger, person))
         elif len(left) == len(vault.recipients):
-            raise UsageError(f"{who} is no recipient of {dataset}")
+            raise UsageError(f"{person} is no recipient of {dataset}")
         data.rotate_vault(ledger, vault, actor=actor, recipients=left)
     say(f"{dataset} is now sealed for {', '.join(r.label for r in left)}")
 
 
 @recipients.command("add")
 @click.argument("dataset")
-@click.argument("who")
+@click.argument("person")
 @opening
 @click.pass_context
 def add_recipient(
     ctx: click.Context,
     dataset: str,
-    who: str,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    person: str,
+    who: Acting,
 ) -> None:
     """Let one more person open the vault."""
-    options = (name, key_file, passphrase_fd, ask_passphrase)
-    _change(ctx, dataset, who, options, adding=True)
+    _change(ctx, dataset, person, who, adding=True)
 
 
 @recipients.command("remove")
 @click.argument("dataset")
-@click.argument("who")
+@click.argument("person")
 @opening
 @click.pass_context
 def remove_recipient(
     ctx: click.Context,
     dataset: str,
-    who: str,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    person: str,
+    who: Acting,
 ) -> None:
     """Let one fewer open it; what they copied before stays readable to them."""
-    options = (name, key_file, passphrase_fd, ask_passphrase)
-    _change(ctx, dataset, who, options, adding=False)
+    _change(ctx, dataset, person, who, adding=False)

@@ -8,10 +8,11 @@ from pathlib import Path
 import click
 
 from privft import gate
-from privft.cli.runs import read_plan, watching
+from privft.cli.runs import watching
 from privft.cli.session import (
     FILE,
     FOLDER,
+    Acting,
     json_option,
     opening,
     print_json,
@@ -33,24 +34,20 @@ def audit_command(
     run: str,
     show_private: bool,
     as_json: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Attack a trained run and write its signed report."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     folder = opened.workspace.run_path(run)
     with opened.ledger() as ledger:
-        ledger.run(run)  # an unknown run is named as such
-        plan = read_plan(folder / "plan.json")
+        plan = gate.plan_of(opened.workspace, ledger, run)
         if show_private and not plan.policy["may_show_private_metrics"]["value"]:
             raise PolicyRefused(
                 f"policy {plan.policy['name']!r} does not show attacks on real units",
                 hint="without --show-private they are sealed beside the run",
             )
-        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        opener = opened.opener(who)
         with watching(1, float(plan.cost["epsilon_pld"]), private=False) as watch:
             result = gate.audit(
                 opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch
@@ -125,14 +122,11 @@ def release_command(
     run: str,
     target: Path,
     as_json: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Write an audited adapter into a folder: the only exit."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     with opened.ledger() as ledger:
         files = gate.release(
             opened.workspace,
@@ -140,7 +134,7 @@ def release_command(
             run,
             target,
             actor=actor,
-            opener=opened.opener(actor, passphrase_fd, ask_passphrase),
+            opener=opened.opener(who),
         )
     if as_json:
         print_json({"run": run, "folder": str(target), "files": files})

@@ -15,6 +15,7 @@ from privft import gate
 from privft.budget.entries import format_time
 from privft.cli.session import (
     FILE,
+    Acting,
     acting,
     json_option,
     opening,
@@ -56,8 +57,7 @@ def plan_command(
     fit: bool,
     dry_run: bool,
     as_json: bool,
-    name: str | None,
-    key_file: Path | None,
+    who: Acting,
 ) -> None:
     """Price a run in epsilon, before any record is opened."""
     config = load_config(config_file)
@@ -68,7 +68,7 @@ def plan_command(
             ledger,
             config,
             config_folder=config_file.parent,
-            actor=opened.identity(name, key_file),
+            actor=opened.identity(who),
             fit=fit,
         )
     target = output or config_file.with_suffix(".plan")
@@ -118,13 +118,11 @@ def show_price(priced: Priced) -> None:
 @click.argument("plan_file", metavar="PLAN", type=FILE)
 @acting
 @click.pass_context
-def approve_command(
-    ctx: click.Context, plan_file: Path, name: str | None, key_file: Path | None
-) -> None:
+def approve_command(ctx: click.Context, plan_file: Path, who: Acting) -> None:
     """Sign a plan, so that it may be trained."""
     plan = read_plan(plan_file)
     opened = session(ctx)
-    approver = opened.identity(name, key_file)
+    approver = opened.identity(who)
     with opened.ledger() as ledger:
         gate.approve(ledger, plan, approver=approver)
     say(f"{approver.name} approved plan {plan.digest[:16]}")
@@ -197,18 +195,16 @@ def train_command(
     config_folder: Path | None,
     show_private: bool,
     as_json: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Train what was planned; --resume goes on after a crash."""
     if (plan_file is None) == (run is None):
         raise UsageError("expected a plan, or --resume RUN, and not both")
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     if run is not None:
-        plan = read_plan(opened.workspace.run_path(run) / "plan.json")
+        with opened.ledger() as ledger:
+            plan = gate.plan_of(opened.workspace, ledger, run)
     else:
         assert plan_file is not None
         plan = read_plan(plan_file)
@@ -220,7 +216,7 @@ def train_command(
         opened.ledger() as ledger,
         watching(plan.the_mechanism().steps, epsilon, private=private) as watch,
     ):
-        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        opener = opened.opener(who)
         if run is not None:
             gate.resume(opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch)
         else:
@@ -315,11 +311,10 @@ def show_run(ctx: click.Context, run: str, as_json: bool) -> None:
 @click.option("--reason", required=True, help="Why; it stands in the ledger.")
 @acting
 @click.pass_context
-def close_run(
-    ctx: click.Context, run: str, reason: str, name: str | None, key_file: Path | None
-) -> None:
+def close_run(ctx: click.Context, run: str, reason: str, who: Acting) -> None:
     """Give up a run that was stopped in the middle; it stays charged in full."""
     opened = session(ctx)
     with opened.ledger() as ledger:
-        gate.close(ledger, run, actor=opened.identity(name, key_file), reason=reason)
+        actor = opened.identity(who)
+        gate.close(opened.workspace, ledger, run, actor=actor, reason=reason)
     say(f"run {run} is closed and charged in full")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -20,30 +21,54 @@ from privft.signing import Identity
 from privft.vault.keys import KeyOpener, passphrase_opener
 from privft.workspace import Workspace, opener_of
 
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-def acting(command: CommandT) -> CommandT:
-    """Options that say who acts."""
-    command = click.option("--as", "name", metavar="NAME", help="Who acts, by name.")(command)
-    return click.option("--key", "key_file", type=FILE, help="Who acts, by key file.")(command)
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """What the command line says of who acts and what opens the vault."""
+
+    name: str | None
+    key_file: Path | None
+    passphrase_fd: int | None = None
+    ask_passphrase: bool = False
 
 
-def opening(command: CommandT) -> CommandT:
-    """Options that say who acts and how the vault is opened."""
-    option = click.option(
+def acting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say who acts; the command gets them as `who`."""
+
+    @click.option("--as", "name", metavar="NAME", help="Who acts, by name.")
+    @click.option("--key", "key_file", type=FILE, help="Who acts, by key file.")
+    @functools.wraps(command)
+    def with_who(*args: Any, name: str | None, key_file: Path | None, **rest: Any) -> Any:
+        return command(*args, who=Acting(name=name, key_file=key_file), **rest)
+
+    return with_who
+
+
+def opening(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say who acts and how the vault is opened; the command gets them as `who`."""
+
+    @acting
+    @click.option(
         "--passphrase-fd",
         type=int,
         help="Open the vault with a passphrase read from this file descriptor.",
     )
-    asking = click.option(
+    @click.option(
         "--passphrase", "ask_passphrase", is_flag=True, help="Open it with a passphrase, asked for."
     )
-    return acting(asking(option(command)))
+    @functools.wraps(command)
+    def with_opener(
+        *args: Any, who: Acting, passphrase_fd: int | None, ask_passphrase: bool, **rest: Any
+    ) -> Any:
+        who = replace(who, passphrase_fd=passphrase_fd, ask_passphrase=ask_passphrase)
+        return command(*args, who=who, **rest)
+
+    return with_opener
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +84,15 @@ class Session:
         with self.workspace.ledger() as ledger:
             yield ledger
 
-    def identity(self, name: str | None, key_file: Path | None) -> Identity:
+    def identity(self, who: Acting) -> Identity:
         """Who acts."""
-        return self.workspace.identity(name=name, key_file=key_file)
+        return self.workspace.identity(name=who.name, key_file=who.key_file)
 
-    def opener(
-        self, identity: Identity, passphrase_fd: int | None, ask_passphrase: bool
-    ) -> KeyOpener:
+    def opener(self, who: Acting) -> KeyOpener:
         """What opens the vault: a passphrase where one is given, else the person's key."""
-        if passphrase_fd is None and not ask_passphrase:
-            return opener_of(identity)
-        return passphrase_opener(self.passphrase(passphrase_fd))
+        if who.passphrase_fd is None and not who.ask_passphrase:
+            return opener_of(self.identity(who))
+        return passphrase_opener(self.passphrase(who.passphrase_fd))
 
     def passphrase(self, descriptor: int | None, *, twice: bool = False) -> bytes:
         """A passphrase from a file descriptor or a prompt, never from argv or environment."""

@@ -12,6 +12,7 @@ from privft.cli.opened import opened_vault, person_recipient, plain
 from privft.cli.recipients import recipients
 from privft.cli.session import (
     FILE,
+    Acting,
     Session,
     acting,
     json_option,
@@ -92,8 +93,7 @@ def create(
     max_records_per_unit: int,
     skip_bad: bool,
     id_column: str | None,
-    name: str | None,
-    key_file: Path | None,
+    who: Acting,
     text: str | None,
     prompt: str | None,
     completion: str | None,
@@ -103,7 +103,7 @@ def create(
 ) -> None:
     """Make a vault with a budget of its own, and put rows into it."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     for source in sources:
         if not source.exists():
             raise UsageError(f"there is no file {source}")
@@ -153,15 +153,12 @@ def add(
     dataset: str,
     sources: tuple[Path, ...],
     skip_bad: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
-    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    actor = opened.identity(who)
+    with opened_vault(opened, dataset, who) as (ledger, vault):
         _add(opened, ledger, vault, sources, actor, skip_bad)
 
 
@@ -223,16 +220,12 @@ def inspect(
     dataset: str,
     private: bool,
     as_json: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """What a vault is: files, recipients, epoch, root, last checkpoint."""
     opened = session(ctx)
     if private:
-        actor = opened.identity(name, key_file)
-        with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+        with opened_vault(opened, dataset, who) as (_, vault):
             facts = vault.inspect()
     else:
         with opened.ledger() as ledger:
@@ -257,23 +250,20 @@ def verify(
     ctx: click.Context,
     dataset: str,
     adopt: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Check every file and cell of a vault, and that it is the version the ledger names."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     if adopt:
-        opener = opened.opener(actor, passphrase_fd, ask_passphrase)
+        opener = opened.opener(who)
         with opened.ledger() as ledger:
             if data.adopt(opened.workspace, ledger, dataset, opener, actor=actor):
                 say("the ledger now names this version")
             else:
                 say("nothing was missing")
         return
-    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (_, vault):
+    with opened_vault(opened, dataset, who) as (_, vault):
         check = vault.verify()
     click.echo(
         f"{dataset}: whole ({check.files} files, epoch {check.epoch}, root {check.root[:16]})"
@@ -289,15 +279,12 @@ def rotate(
     ctx: click.Context,
     dataset: str,
     reencrypt: bool,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """A new epoch key; with --reencrypt, everything is sealed anew."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
-    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    actor = opened.identity(who)
+    with opened_vault(opened, dataset, who) as (ledger, vault):
         data.rotate_vault(ledger, vault, actor=actor, reencrypt=reencrypt)
     say(f"{dataset} has a new epoch key" + (" and new unit keys" if reencrypt else ""))
 
@@ -316,16 +303,13 @@ def erase(
     ctx: click.Context,
     dataset: str,
     unit_file: Path,
-    name: str | None,
-    key_file: Path | None,
-    passphrase_fd: int | None,
-    ask_passphrase: bool,
+    who: Acting,
 ) -> None:
     """Erase one unit for good and print the signed certificate."""
     opened = session(ctx)
-    actor = opened.identity(name, key_file)
+    actor = opened.identity(who)
     unit = unit_file.read_text(encoding="utf-8").strip()
-    with opened_vault(opened, dataset, actor, passphrase_fd, ask_passphrase) as (ledger, vault):
+    with opened_vault(opened, dataset, who) as (ledger, vault):
         print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
     say("erased; the certificate says what it cannot promise")
 

@@ -43,7 +43,7 @@ from privft.stages.modelling import (
     shape_of,
 )
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
-from privft.stages.sealedrun import SealedRun
+from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training.losses import Classifier, TrainedModel, trained_parameters
 from privft.training.scoring import accuracy, unit_losses
 from privft.vault.keys import KeyOpener
@@ -65,7 +65,8 @@ def audit(
 ) -> AuditResult:
     """Audit `run`; writes and signs the report, records the verdict, returns the findings."""
     folder = workspace.run_path(run)
-    plan, config_folder = stored_plan(folder)
+    plan, config_folder = stored_plan(workspace, ledger, run)
+    forget_secrets(folder)  # of a kill between settlement and clean-up
     config = plan.the_config()
     suite, suite_sha256 = load_suite(plan.suite)
     attempt = 1 + len(ledger.entries(kind="run-audited", run=run))
@@ -73,9 +74,6 @@ def audit(
     check_base(base, plan.model)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
-        for leftover in ("secret", "checkpoint"):  # of a kill between settlement and clean-up
-            if sealed.has(leftover):
-                sealed.destroy(leftover)
         workbench = Workbench.of(config, base)
         files = sealed.unseal_adapter()
         _check_files(ledger, run, files)

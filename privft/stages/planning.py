@@ -23,8 +23,9 @@ from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
 from privft.plan import ModelFacts, Plan, approval_message, stale_reasons
 from privft.policy import Check, PlanFacts, Policy, check, enforce
-from privft.signing import Identity
-from privft.stages.data import dataset_entry, newest_root, policy_of
+from privft.report import claim
+from privft.signing import Identity, canonical_json, sha256_hex
+from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
@@ -79,6 +80,11 @@ def mechanism_of(config: RunConfig) -> Mechanism:
             sampling_probability=privacy.sampling_probability,
             steps=privacy.max_steps,
         )
+    return _mechanism(config, noise)
+
+
+def _mechanism(config: RunConfig, noise: float) -> Mechanism:
+    privacy = config.privacy
     return Mechanism(
         unit=privacy.unit,
         sampling_probability=privacy.sampling_probability,
@@ -303,8 +309,47 @@ def approvals_of(ledger: Ledger, plan_sha256: str) -> list[dict[str, str]]:
     return found
 
 
+def check_unedited(plan: Plan) -> None:
+    """Raise `PlanError` unless the plan says what follows from its own config and policy.
+
+    An edit that leaves the file canonical changes the digest, which only a missing approval would
+    show; so everything that follows is worked out again.  (Noise that was calibrated is held to
+    its target: its last digits may differ between machines.)
+    """
+    config, mechanism = plan.the_config(), plan.the_mechanism()
+    events, privacy = plan.events(), config.privacy
+    priced = cost(events, plan.delta)
+    substitute = cost(events, plan.delta, adjacency="substitute")
+    noise = privacy.noise_multiplier or mechanism.noise_multiplier
+    stated = {
+        "mechanism": (mechanism, _mechanism(config, noise)),
+        "delta": (plan.delta, privacy.delta_value),
+        "max_records_per_unit": (plan.max_records_per_unit, privacy.records_per_unit),
+        "dataset": (plan.dataset, config.dataset),
+        "suite": (plan.suite, config.audit.suite),
+        "policy": (sha256_hex(canonical_json(plan.policy)), plan.policy_sha256),
+        "cost": (claim.compare(plan.cost, priced.to_dict()), []),
+        "substitute": (claim.compare(plan.substitute, substitute.to_dict()), []),
+    }
+    wrong = [name for name, (says, follows) in stated.items() if says != follows]
+    if privacy.target_epsilon is not None and priced.epsilon > privacy.target_epsilon * (1 + 1e-6):
+        wrong.append("target_epsilon")
+    if wrong:
+        raise PlanError(
+            f"the plan was edited: its {' and '.join(wrong)} does not follow from its config",
+            hint="make it again: privft plan",
+        )
+
+
 def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
-    """Raise `PlanError` when something that the plan is bound to has changed; the policy."""
+    """Raise `PlanError` when something that the plan is bound to has changed; the policy.
+
+    Raises `IntegrityError` when the ledger did not grow out of the checkpoint in the plan.
+    """
+    check_unedited(plan)
+    if dataset_entry(ledger, plan.dataset).body["lineage"] != plan.lineage:
+        raise PlanError(f"the plan names another lineage than that of {plan.dataset}")
+    check_extends(ledger, plan.checkpoint, "the plan")
     policy = policy_of(workspace, ledger, plan.dataset)
     reasons = stale_reasons(
         plan,

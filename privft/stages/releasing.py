@@ -50,7 +50,7 @@ def release(
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent} to release into")
     folder = workspace.run_path(run)
-    plan, _ = stored_plan(folder)
+    plan, _ = stored_plan(workspace, ledger, run)
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     stated, envelope, text = read_statement(folder, run_key=reserved.body["run_key"])
     audited = ledger.entries(kind="run-audited", run=run)[-1]

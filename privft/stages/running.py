@@ -2,7 +2,8 @@
 
 The order is a law (DESIGN.md, invariants 3 and 4):
 
-    1  self-check on generated units                  nothing is reserved when it fails
+    1  check the vault and, on generated units, the
+       mechanism; look at the plan once more          nothing is reserved when one of them fails
     2  reserve the worst case in the ledger           exclusive, durable
     3  seal the run's secrets                         fresh operating-system randomness
     4  per step: journal the intent, then draw noise
@@ -39,7 +40,8 @@ from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
 from privft.stages.data import open_vault
 from privft.stages.modelling import VaultUnits, Workbench, check_base, find_base, shape_of
-from privft.stages.sealedrun import SealedRun
+from privft.stages.planning import check_fresh
+from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training import adapter
 from privft.training.checkpoint import platform_facts
 from privft.training.loop import StepReport, train
@@ -72,9 +74,12 @@ def start(
     check_base(base, plan.model)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         workbench = Workbench.of(config, base)
+        watch.say("checking every sealed cell of the data")
+        vault.verify()
         watch.say("checking the mechanism on generated units")
         checks = _self_check(plan, workbench)
         run_key = SigningKey.generate("run")
+        check_fresh(workspace, ledger, plan)  # the checks took a while: another run may be there
         entry = ledger.reserve(
             actor=actor.name,
             body={
@@ -116,26 +121,28 @@ def resume(
 ) -> None:
     """Go on with a reserved run after a crash, or close it where that cannot be done."""
     folder = workspace.run_path(run)
-    plan, config_folder = stored_plan(folder)
+    plan, config_folder = stored_plan(workspace, ledger, run)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
         if not sealed.has("secret"):
-            close(ledger, run, actor=actor, reason="stopped before its secrets were sealed")
+            reason = "stopped before its secrets were sealed"
+            close(ledger, run, folder=folder, actor=actor, reason=reason)
         base = find_base(plan.the_config(), relative_to=config_folder)
         try:
             check_base(base, plan.model)
             if vault.manifest_root != plan.manifest_root:
                 raise OrderError("the data changed since the plan was made")
         except PrivftError as error:
-            close(ledger, run, actor=actor, reason=error.message)
+            close(ledger, run, folder=folder, actor=actor, reason=error.message)
         workbench = Workbench.of(plan.the_config(), base)
         state = sealed.unseal("checkpoint") if sealed.has("checkpoint") else None
         watch.say("going on from the newest checkpoint" if state else "starting over, same secret")
         _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=state, watch=watch)
 
 
-def close(ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
+def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: str) -> None:
     """Settle a run that cannot be gone on with: charged whole.  Always raises."""
+    forget_secrets(folder)  # first: a kill in between leaves a run that can only be closed
     ledger.settle(
         run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
     )
@@ -145,16 +152,25 @@ def close(ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
     )
 
 
-def stored_plan(folder: Path) -> tuple[Plan, Path]:
-    """The plan of a run, and the folder that paths in its config are relative to."""
+def stored_plan(workspace: Workspace, ledger: Ledger, run: str) -> tuple[Plan, Path]:
+    """The plan of a run, and the folder that paths in its config are relative to.
+
+    Errors: `IntegrityError` when it is not the plan that the reservation names.
+    """
+    folder = workspace.run_path(run)
+    (reserved,) = ledger.entries(kind="run-reserved", run=run)
     try:
         plan = parse_plan((folder / "plan.json").read_bytes())
         place = json.loads((folder / "place.json").read_bytes())
     except FileNotFoundError as error:
         raise OrderError(
-            f"{folder.name} was stopped before anything of it was kept",
-            hint="close it: privft runs close " + folder.name,
+            f"run {run} was stopped before anything of it was kept",
+            hint=f"privft runs close {run} --reason TEXT",
         ) from error
+    if plan.digest != reserved.body["plan_sha256"]:
+        raise IntegrityError(
+            f"{folder / 'plan.json'} is not the plan that run {run} was reserved for"
+        )
     return plan, Path(place["config_folder"])
 
 
@@ -266,7 +282,7 @@ def _train_and_settle(
             ledger.journal(run, step, digest)
         except OrderError as error:
             # Another state than the one whose noise may be known already.
-            close(ledger, run, actor=actor, reason=error.message)
+            close(ledger, run, folder=sealed.folder, actor=actor, reason=error.message)
 
     train(
         model,
@@ -284,12 +300,12 @@ def _train_and_settle(
         tell=watch.step,
     )
     if not adapter.has_moved(model, untrained):
-        close(ledger, run, actor=actor, reason="the adapter did not move")
+        reason = "the adapter did not move"
+        close(ledger, run, folder=sealed.folder, actor=actor, reason=reason)
     files = adapter.adapter_files(model, base_name=workbench.base.name)
     sealed.seal_adapter(files)
     _settle(ledger, run, mechanism, files, actor=actor)
-    sealed.destroy("secret")
-    sealed.destroy("checkpoint")
+    forget_secrets(sealed.folder)
 
 
 def _settle(

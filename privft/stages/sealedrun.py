@@ -30,6 +30,17 @@ from privft.workspace import sync_folder, write_private
 SEGMENT_BYTES = 1 << 16
 
 
+def forget_secrets(folder: Path) -> None:
+    """Remove what settlement ends the use of: the run secret and the newest checkpoint.
+
+    Their keys live on in the vault, so copies made elsewhere stay readable to its recipients.
+    """
+    for name in ("secret", "checkpoint"):
+        (folder / f"{name}.sealed").unlink(missing_ok=True)
+    if folder.is_dir():
+        sync_folder(folder)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SealedRun:
     """One run's folder, with the vault that holds its keys."""
@@ -67,12 +78,6 @@ class SealedRun:
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return self._path(name).exists()
-
-    def destroy(self, name: str) -> None:
-        """Remove a sealed file.  Its key lives on in the vault, so copies stay readable to
-        recipients; the run secret's worth ends with settlement, which closes the journal."""
-        self._path(name).unlink(missing_ok=True)
-        sync_folder(self.folder)
 
     def seal_adapter(self, files: Mapping[str, bytes]) -> None:
         """Seal every file of the adapter."""

@@ -128,9 +128,7 @@ class World:
 
     def privft(self, *arguments: str | Path, code: int = 0, stdin: str | None = None) -> Result:
         """Run a command on this workspace; fails the test unless it ends with `code`."""
-        return privft(
-            "--workspace", self.folder / "workspace", *arguments, code=code, stdin=stdin
-        )
+        return privft("--workspace", self.folder / "workspace", *arguments, code=code, stdin=stdin)
 
     def config(self, name: str = "run", *, steps: int = 4, noise: float = 0.8) -> Path:
         """A config for the notes, whose price needs no calibration."""
