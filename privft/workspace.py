@@ -246,6 +246,10 @@ class Workspace:
         """Replace what is recorded for a data set."""
         write_private(self.folder / "overlap" / dataset, b"".join(sorted(set(hashes))))
 
+    def forget_overlap_hashes(self, dataset: str) -> None:
+        """Remove what is recorded for a data set that did not come to be."""
+        (self.folder / "overlap" / dataset).unlink(missing_ok=True)
+
 
 def opener_of(identity: Identity) -> KeyOpener:
     """Opens vaults for the person whose keys these are."""

@@ -5,8 +5,9 @@ the model at hand, on made-up units and never on the vault:
 
     influence         taking one unit away changes the sum of clipped gradients by at most the
                       clip norm, with short and long units, one record and several
-    coverage          every trained parameter gets a gradient from every unit (the A matrices of
-                      LoRA are exempt: with B at zero their first gradient is zero, rightly)
+    coverage          every trained parameter gets a gradient from every unit; looked at a little
+                      off the start, since there LoRA's B (and a classifier's head) are zero, and
+                      what is multiplied by them rightly gets none
     companions        how much a unit's clipped gradient depends on what else is in its
                       microbatch, in clip norms: rounding only, measured and reported
 """
@@ -28,6 +29,7 @@ from privft.training.losses import TrainedModel
 
 _COMPANION_LIMIT = 0.02
 _TOKEN_BUDGET = 512
+_OFFSET = 0.01
 
 
 def check_step(
@@ -39,14 +41,13 @@ def check_step(
     task: Literal["causal-lm", "sequence-classification"],
     max_length: int,
 ) -> list[Check]:
-    """The checks of the module's docstring; `model` is only read."""
+    """The checks of the module's docstring; `model` is afterwards what it was before."""
     units = [encode(unit) for unit in _made_up(vocabulary, task, max_length)]
     gradients_of = UnitGradients(model)
     try:
-        alone = [gradients_of([unit]) for unit in units]
         return [
             _influence(gradients_of, units, mechanism.clip_norm),
-            _coverage(alone),
+            _coverage(gradients_of, units),
             _companions(gradients_of, units, mechanism.clip_norm),
         ]
     finally:
@@ -92,13 +93,27 @@ def _influence(
     )
 
 
-def _coverage(alone: Sequence[Mapping[str, torch.Tensor]]) -> Check:
-    names = [name for name in alone[0] if ".lora_A." not in name]
-    bare = [n for n in names if not all(bool(gradient[n].any()) for gradient in alone)]
+def _coverage(gradients_of: UnitGradients, units: Sequence[UnitExamples]) -> Check:
+    parameters = gradients_of.parameters
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(
+                _OFFSET * torch.randn(parameter.shape, generator=generator).to(parameter)
+            )
+    try:
+        alone = [gradients_of([unit]) for unit in units]
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(start[name])
+    bare = [n for n in parameters if not all(bool(gradient[n].any()) for gradient in alone)]
     return Check(
         check="every trained parameter gets a gradient",
-        ok=bool(names) and not bare,
-        detail=f"{len(names) - len(bare)} of {len(names)} tensors, from each of {len(alone)} units",
+        ok=bool(parameters) and not bare,
+        detail=f"{len(parameters) - len(bare)} of {len(parameters)} tensors, from each of "
+        f"{len(alone)} units",
     )
 
 

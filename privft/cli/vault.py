@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from privft.budget.ledger import Ledger
 from privft.cli.opened import opened_vault, person_recipient, plain
 from privft.cli.recipients import recipients
 from privft.cli.session import (
     FILE,
     Acting,
-    Session,
     acting,
     json_option,
     opening,
@@ -24,14 +24,12 @@ from privft.cli.session import (
 )
 from privft.errors import UsageError
 from privft.policy import load_policy
-from privft.signing import Identity
 from privft.stages import data
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
 from privft.vault.keys import passphrase_recipient
 from privft.vault.manifest import Caps
-from privft.vault.store import Vault
 
 
 @click.group()
@@ -117,29 +115,32 @@ def create(
         id=id_column,
     )
     caps = Caps(held_out_share=held_out_share, max_records_per_unit=max_records_per_unit)
-    if not skip_bad:
-        data.check_rows(sources, fields, caps, by_subject=unit == "subject")
     with opened.ledger() as ledger:
         recipients = [person_recipient(ledger, who) for who in people or (actor.name,)]
         if recipient_passphrase or recipient_passphrase_fd is not None:
             given = opened.passphrase(recipient_passphrase_fd, twice=True)
             recipients.append(passphrase_recipient("passphrase", given))
-        with data.create_vault(
-            opened.workspace,
-            ledger,
-            actor=actor,
-            dataset=dataset,
-            unit=unit,
-            fields=fields,
-            caps=caps,
-            declared_units=declared_units,
-            policy=load_policy(policy_name),
-            recipients=recipients,
-            join=join,
-        ) as vault:
-            say(f"vault {dataset} is there, sealed for {', '.join(r.label for r in recipients)}")
-            if sources:
-                _add(opened, ledger, vault, sources, actor, skip_bad)
+        with _reading_rows() as progress:
+            vault, summary = data.create_vault(
+                opened.workspace,
+                ledger,
+                actor=actor,
+                dataset=dataset,
+                unit=unit,
+                fields=fields,
+                caps=caps,
+                declared_units=declared_units,
+                policy=load_policy(policy_name),
+                recipients=recipients,
+                join=join,
+                sources=sources,
+                skip_bad=skip_bad,
+                progress=progress,
+            )
+        vault.close()
+    say(f"vault {dataset} is there, sealed for {', '.join(r.label for r in recipients)}")
+    if summary is not None:
+        _tell(summary)
 
 
 @vault_command.command("add")
@@ -158,18 +159,22 @@ def add(
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
     actor = opened.identity(who)
-    with opened_vault(opened, dataset, who) as (ledger, vault):
-        _add(opened, ledger, vault, sources, actor, skip_bad)
+    with opened_vault(opened, dataset, who) as (ledger, vault), _reading_rows() as progress:
+        summary = data.add_records(
+            opened.workspace,
+            ledger,
+            vault,
+            sources,
+            actor=actor,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    _tell(summary)
 
 
-def _add(
-    opened: Session,
-    ledger: Ledger,
-    vault: Vault,
-    sources: tuple[Path, ...],
-    actor: Identity,
-    skip_bad: bool,
-) -> None:
+@contextmanager
+def _reading_rows() -> Iterator[Callable[[int], None]]:
+    """A line on stderr that counts rows while they are read."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -178,16 +183,7 @@ def _add(
         SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
     ) as bar:
         task = bar.add_task("reading rows")
-        summary = data.add_records(
-            opened.workspace,
-            ledger,
-            vault,
-            list(sources),
-            actor=actor,
-            skip_bad=skip_bad,
-            progress=lambda rows: bar.update(task, description=f"reading rows: {rows}"),
-        )
-    _tell(summary)
+        yield lambda rows: bar.update(task, description=f"reading rows: {rows}")
 
 
 def _tell(summary: IntakeSummary) -> None:

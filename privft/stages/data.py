@@ -15,6 +15,7 @@ data set joined that budget when it was created (`join`).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +23,12 @@ from typing import Any, Literal
 from privft.budget.entries import Entry
 from privft.budget.ledger import Ledger
 from privft.budget.translog import Checkpoint, verify_consistency
-from privft.errors import InputError, IntegrityError, OrderError, UsageError
+from privft.errors import IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
-from privft.vault.intake import BadRow, parse_record, stream_rows
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps
 from privft.vault.store import Vault
@@ -60,19 +60,6 @@ def newest_root(ledger: Ledger, dataset: str) -> str:
     return str(entries[-1].body["manifest_root"])
 
 
-def check_rows(sources: Sequence[Path], fields: FieldMap, caps: Caps, *, by_subject: bool) -> None:
-    """Raise `InputError` at the first row that an intake would refuse, before a vault is made."""
-    for source in sources:
-        for row in stream_rows(source):
-            try:
-                parse_record(row, fields, caps, by_subject=by_subject, made_id="made")
-            except BadRow as reason:
-                raise InputError(
-                    f"{source.name} line {row.line}: {reason}",
-                    hint="mend the row, or --skip-bad leaves bad rows out and counts them",
-                ) from None
-
-
 def create_vault(
     workspace: Workspace,
     ledger: Ledger,
@@ -86,8 +73,12 @@ def create_vault(
     policy: Policy,
     recipients: Sequence[Recipient],
     join: str | None = None,
-) -> Vault:
-    """An empty vault with a budget of its own, or with that of the data set `join`."""
+    sources: Sequence[Path] = (),
+    skip_bad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Vault, IntakeSummary | None]:
+    """A vault with the records of `sources`, with a budget of its own or that of the data set
+    `join`; when its records are refused, there is no vault and no budget either."""
     if ledger.entries(kind="dataset-created", dataset=dataset):
         raise UsageError(f"there is a data set {dataset!r} already", hint="choose another name")
     joined = None if join is None else dataset_entry(ledger, join)
@@ -104,6 +95,11 @@ def create_vault(
     workspace.keep_policy(policy)
     path = workspace.vault_path(dataset)
     path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.exists():
+        raise UsageError(
+            f"the ledger knows of no data set {dataset!r}, and there is a folder {path}",
+            hint="an interrupted command may have left it: look, remove it, try again",
+        )
     vault = store.create(
         path,
         dataset=dataset,
@@ -114,12 +110,24 @@ def create_vault(
         signer=actor.signing,
         caps=caps,
     )
+    lineage = vault.lineage if joined is None else joined.body["lineage"]
+    summary, met = None, False
+    if sources:
+        try:
+            summary, met = _take_in(
+                workspace, ledger, vault, sources, lineage, actor, skip_bad, progress
+            )
+        except BaseException:
+            vault.close()
+            shutil.rmtree(path)
+            workspace.forget_overlap_hashes(dataset)
+            raise
     cap = policy.cap(declared_units).to_dict() if joined is None else joined.body["cap"]
     ledger.append(
         "dataset-created",
         {
             "dataset": dataset,
-            "lineage": vault.lineage if joined is None else joined.body["lineage"],
+            "lineage": lineage,
             "unit": unit,
             "cap": cap,
             "declared_units": declared_units,
@@ -129,7 +137,9 @@ def create_vault(
         },
         actor=actor.name,
     )
-    return vault
+    if summary is not None:
+        _log_intake(ledger, dataset, lineage, summary, met=met, actor=actor)
+    return vault, summary
 
 
 def open_vault(workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener) -> Vault:
@@ -205,6 +215,23 @@ def add_records(
     """Add records, or nothing; overlap with another budget's data is refused."""
     dataset = vault.manifest.dataset
     lineage = dataset_entry(ledger, dataset).body["lineage"]
+    summary, met = _take_in(workspace, ledger, vault, sources, lineage, actor, skip_bad, progress)
+    _log_intake(ledger, dataset, lineage, summary, met=met, actor=actor)
+    return summary
+
+
+def _take_in(
+    workspace: Workspace,
+    ledger: Ledger,
+    vault: Vault,
+    sources: Sequence[Path],
+    lineage: str,
+    actor: Identity,
+    skip_bad: bool,
+    progress: Callable[[int], None] | None,
+) -> tuple[IntakeSummary, bool]:
+    """Put records into the vault; also whether others of its lineage hold some of them."""
+    dataset = vault.manifest.dataset
     others = {
         entry.body["dataset"]: entry.body["lineage"]
         for entry in ledger.entries(kind="dataset-created")
@@ -238,6 +265,18 @@ def add_records(
         on_overlap=compare,
         progress=progress,
     )
+    return summary, bool(met)
+
+
+def _log_intake(
+    ledger: Ledger,
+    dataset: str,
+    lineage: str,
+    summary: IntakeSummary,
+    *,
+    met: bool,
+    actor: Identity,
+) -> None:
     ledger.append(
         "intake",
         {
@@ -249,7 +288,6 @@ def add_records(
         },
         actor=actor.name,
     )
-    return summary
 
 
 def rotate_vault(

@@ -3,7 +3,8 @@
     DIR/
       adapter_config.json, adapter_model.safetensors   as peft writes them (or head.safetensors)
       README.md               model card with the guarantee
-      statement.dsse.json     the signed statement, the one truth
+      statement.dsse.json     the signed statement, the one truth (after a waiver: the audited
+                              one with the waiver in it, signed anew by the run's key)
       report.html             rendered from it
       ledger-proof.json       inclusion proofs of the run's entries under a signed checkpoint
       LICENSE-NOTE.txt        whose terms hold for what
@@ -19,20 +20,22 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from privft.budget.entries import Entry
 from privft.budget.ledger import Ledger
 from privft.errors import IntegrityError, UsageError
 from privft.report import statement
 from privft.report.proof import build_proof
 from privft.report.release import PROOF, STATEMENT, rendered_files
-from privft.signing import VerifyKey, dsse_open, sha256_hex
+from privft.signing import SigningKey, VerifyKey, dsse_open, dsse_sign, sha256_hex
 from privft.stages.data import open_vault
 from privft.stages.running import stored_plan
 from privft.stages.sealedrun import SealedRun
 from privft.vault.keys import KeyOpener
-from privft.workspace import Workspace, sync_folder, write_private
+from privft.workspace import Workspace, read_canonical, sync_folder, write_private
 
 
 def release(
@@ -52,18 +55,21 @@ def release(
     folder = workspace.run_path(run)
     plan, _ = stored_plan(workspace, ledger, run)
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
-    stated, envelope, text = read_statement(folder, run_key=reserved.body["run_key"])
+    stated, envelope = read_statement(folder, run_key=reserved.body["run_key"])
     audited = ledger.entries(kind="run-audited", run=run)[-1]
     if statement.digest(stated) != audited.body["statement_sha256"]:
         raise IntegrityError(f"the statement of run {run} is not the one that was audited")
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
-        files = SealedRun(run=run, folder=folder, vault=vault).unseal_adapter()
+        sealed = SealedRun(run=run, folder=folder, vault=vault)
+        files = sealed.unseal_adapter()
+        waivers = ledger.entries(kind="run-waived", run=run)
+        if waivers:
+            run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
+            stated, envelope = _with_waivers(stated, waivers, run_key)
     stated_files = stated["predicate"]["model"]["adapter_files"]
     if {name: sha256_hex(data) for name, data in files.items()} != stated_files:
         raise IntegrityError(f"the adapter of run {run} is not the one that was audited")
     files |= rendered_files(stated, envelope)
-    if files[STATEMENT] != text:
-        raise IntegrityError(f"{STATEMENT} of run {run} is not in canonical form")
     digests = {name: sha256_hex(data) for name, data in sorted(files.items())}
     if not ledger.entries(kind="run-released", run=run):
         ledger.append(
@@ -92,16 +98,24 @@ def release(
     return {name: sha256_hex(data) for name, data in sorted(files.items())}
 
 
-def read_statement(folder: Path, *, run_key: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """(statement, envelope, the file's bytes) of an audited run, its signature checked."""
-    text = (folder / STATEMENT).read_bytes()
-    try:
-        envelope = json.loads(text)
-    except ValueError as error:
-        raise IntegrityError(f"{folder / STATEMENT} is not JSON") from error
+def read_statement(folder: Path, *, run_key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(statement, envelope) of an audited run, its signature checked."""
+    envelope = read_canonical(folder / STATEMENT, "the statement")
     key = VerifyKey.from_hex("run", run_key)
     payload, _ = dsse_open(envelope, {key.keyid: key}, payload_type=statement.PAYLOAD_TYPE)
-    return json.loads(payload), envelope, text
+    return json.loads(payload), envelope
+
+
+def _with_waivers(
+    audited: dict[str, Any], waivers: Sequence[Entry], run_key: SigningKey
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The audited statement with every waiver in it, signed anew; the same bytes each time."""
+    fields = ("reason", "expires", "signatures")
+    facts = {name: fact for name, fact in audited["predicate"].items() if name != "renderer"}
+    facts["waivers"] = [{name: entry.body[name] for name in fields} for entry in waivers]
+    stated = statement.build(facts)
+    signed = dsse_sign(statement.payload(stated), statement.PAYLOAD_TYPE, [run_key])
+    return stated, signed
 
 
 def _write_whole(target: Path, files: dict[str, bytes]) -> None:

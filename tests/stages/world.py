@@ -7,20 +7,23 @@ The audit's control, which takes seconds and depends on nothing in the world, is
 copies: their `cache` is a link to one folder.
 
 Commands run in this process through click's runner, which gives exit code, stdout and stderr as a
-shell would see them.  Only `lock_down` is left out, since it is for good and this process has other
+shell would see them.  `lock_down` is left out, since it is for good and this process has other
 tests to run; `tests/test_hardening.py` and `tests/stages/test_escape.py` see it in a process of its
-own.
+own.  The attack on the mechanism before each run, which takes seconds, is real in `released()` and
+left out elsewhere (`unchecked`); `tests/audit/test_selfcheck.py` is about it.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +41,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from privft.audit.selfcheck import Check
 from privft.budget.ledger import Ledger
 from privft.cli import main
 from privft.errors import PrivftError
@@ -92,7 +96,7 @@ evaluation: {{public_file: intents.jsonl, max_records: 20}}
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a command did, as a shell sees it; `error` is the exception behind a failure."""
+    """What a command did, as a shell sees it."""
 
     code: int
     out: str
@@ -140,20 +144,41 @@ class World:
         self.privft("plan", self.config(name, **changes))
         return self.folder / f"{name}.plan"
 
-    def trained(self, name: str = "run", **changes: Any) -> str:
-        return str(self.privft("train", self.planned(name, **changes), "--json").json["run"])
+    def trained(self, name: str = "run", *, who: str = "ada", **changes: Any) -> str:
+        self.privft("plan", self.config(name, **changes), "--as", who)
+        plan = self.folder / f"{name}.plan"
+        with unchecked():
+            return str(self.privft("train", plan, "--as", who, "--json").json["run"])
+
+    def released(self, run: str, name: str = "out") -> Path:
+        """Audit and release a run; the folder."""
+        self.privft("audit", run)
+        self.privft("release", run, "--to", self.folder / name)
+        return self.folder / name
 
     def copied(self, to: Path) -> World:
         shutil.copytree(self.folder, to, symlinks=True)
         return World(folder=to)
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Runs start without the attack on the mechanism."""
+    stand_in = [Check(check="left out", ok=True, detail="in this test")]
+    with mock.patch("privft.stages.running.check_mechanism", return_value=stand_in):
+        yield
+
+
 def privft(*arguments: str | Path, code: int = 0, stdin: str | None = None) -> Result:
     """Run a command in this process; fails the test unless it ends with `code`."""
-    with mock.patch("privft.hardening.lock_down"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as lock_down does
-        done = CliRunner().invoke(main, [str(each) for each in arguments], input=stdin)
-    torch.set_num_threads(1)
+    umask = os.umask(0o077)  # as lock_down does, and so are warnings ignored
+    try:
+        with mock.patch("privft.hardening.lock_down"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = CliRunner().invoke(main, [str(each) for each in arguments], input=stdin)
+    finally:
+        os.umask(umask)
+        torch.set_num_threads(1)
     shown = f"privft {' '.join(map(str, arguments))}\n{done.stdout}\n{done.stderr}"
     assert done.exit_code == code, f"exit code {done.exit_code}, expected {code}: {shown}"
     return Result(code=done.exit_code, out=done.stdout, err=done.stderr)
@@ -263,30 +288,43 @@ def base() -> World:
     return world
 
 
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """The notes, trained on, audited and released to `folder`, with nothing left out; `said` has
+    what each command printed as JSON.  Not to be changed."""
+
+    world: World
+    run: str
+    folder: Path
+    said: Mapping[str, Any]
+
+
 @cache
-def released() -> tuple[World, str]:
-    """A world in which the notes were trained on, audited and released to `released/`, and the
-    run's id; not to be changed."""
+def released() -> Released:
     world = base().copied(_session_folder() / "released")
-    run = world.trained()
-    world.privft("audit", run)
-    world.privft("release", run, "--to", world.folder / "released")
-    return world, run
+    config, folder = world.folder / "run.yaml", world.folder / "out"
+    config.write_text(RUN.format(price="target_epsilon: 1.5", steps=4))
+    said = {"config": world.privft("config", "validate", config, "--json").json}
+    said["plan"] = world.privft("plan", config, "--json").json
+    said["policy"] = world.privft("policy", "check", said["plan"]["file"], "--json").json
+    said["train"] = world.privft("train", said["plan"]["file"], "--json").json
+    run = said["train"]["run"]
+    said["audit"] = world.privft("audit", run, "--json").json
+    said["release"] = world.privft("release", run, "--to", folder, "--json").json
+    said["verify"] = world.privft("verify", folder, "--json").json
+    return Released(world=world, run=run, folder=folder, said=said)
 
 
 def fail_the_control(world: World) -> None:
-    """Put a control that found nothing into the world's own cache, so that its audits fail."""
-    base().privft("--help")
-    kept = _session_folder() / "cache"
-    link = world.folder / "workspace" / "cache"
-    link.unlink()
-    link.mkdir()
-    released()  # made sure that there is a control
-    for path in kept.glob("control-*.json"):
-        body = json.loads(path.read_text())
-        result = body["result"]
-        result |= {"ok": False, "kinds": {kind: 0.0 for kind in result["kinds"]}}
-        (link / path.name).write_text(json.dumps(body))
+    """Give the world a kept control that found nothing, so that its audits fail."""
+    released()  # a real one is there now
+    kept = world.folder / "workspace" / "cache"
+    (good,) = kept.glob("control-*-causal-lm.json")
+    body = json.loads(good.read_text())
+    body["result"] |= {"ok": False, "kinds": dict.fromkeys(body["result"]["kinds"], 0.0)}
+    kept.unlink()
+    kept.mkdir()
+    (kept / good.name).write_text(json.dumps(body))
 
 
 def expect(error: type[PrivftError], result: Result) -> None:

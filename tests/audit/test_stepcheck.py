@@ -1,0 +1,159 @@
+"""The checks before the first step pass on a sound model, find each fault, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from privft.audit import stepcheck
+from privft.audit.canaries import Vocabulary
+from privft.audit.selfcheck import Check
+from privft.training import loop
+from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
+from privft.training.clipping import UnitGradients, unit_norms
+from privft.training.examples import IGNORED, Example, UnitExamples
+from privft.training.losses import TrainedModel, trained_parameters
+from tests.training.tiny import VOCABULARY, mechanism, tiny_bert, tiny_llama
+
+WORDS = tuple(f"w{number}" for number in range(3, VOCABULARY))
+LABELS = ("yes", "no", "maybe")
+INFLUENCE, COVERAGE, COMPANIONS = range(3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def language_model() -> TrainedModel:
+    return attach_language_model(tiny_llama(dtype=torch.float32), LoraSpec(r=2), seed=5, pad_id=0)
+
+
+def classifier(spec: LoraSpec | None = None) -> TrainedModel:
+    bert = tiny_bert(dtype=torch.float32)
+    return attach_classifier(bert, spec, seed=5, pad_id=0, labels=len(LABELS))
+
+
+def encode(unit: Mapping[str, Any]) -> UnitExamples:
+    """A word is a token; the label, if there is one, is its place among `LABELS`."""
+    examples = []
+    for record in unit["records"]:
+        ids = tuple(int(word[1:]) for word in record["text"].split())
+        labelled = "label" in record
+        labels = (LABELS.index(record["label"]),) if labelled else (IGNORED, *ids[1:])
+        examples.append(Example(input_ids=ids, labels=labels))
+    return UnitExamples(key=unit["unit"], examples=tuple(examples))
+
+
+def checked(model: TrainedModel, clip_norm: float = 0.1) -> list[Check]:
+    return stepcheck.check_step(
+        model,
+        encode,
+        Vocabulary(words=WORDS, labels=LABELS),
+        mechanism=mechanism(clip_norm=clip_norm),
+        task=model.task,  # type: ignore[arg-type]
+        max_length=32,
+    )
+
+
+MODELS: dict[str, Callable[[], TrainedModel]] = {
+    "language model": language_model,
+    "classifier": lambda: classifier(LoraSpec(r=2)),
+    "bare head": classifier,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.1, 1e3], ids=["clipped", "some", "unclipped"])
+def test_a_sound_model_passes_whatever_is_clipped(kind: str, clip_norm: float) -> None:
+    found = checked(MODELS[kind](), clip_norm)
+    assert [check.check for check in found if not check.ok] == []
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_model_is_afterwards_what_it_was_before(kind: str) -> None:
+    model, untouched = MODELS[kind](), MODELS[kind]()
+    checked(model)
+    after, before = trained_parameters(model), trained_parameters(untouched)
+    assert list(after) == list(before)
+    for name, parameter in after.items():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+        assert not hasattr(parameter, "grad_sample")
+
+
+def test_a_sum_that_is_not_clipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unclipped(gradients_of: UnitGradients, units: Any, **_: Any) -> dict[str, torch.Tensor]:
+        return loop.clipped_sum(gradients_of, units, clip_norm=1e9, token_budget=512)
+
+    monkeypatch.setattr(stepcheck, "clipped_sum", unclipped)
+    check = checked(language_model(), 1e-3)[INFLUENCE]
+    assert not check.ok
+    assert "of 4 units moved the sum by at most" in check.detail
+
+
+def test_units_that_share_one_clip_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum that is clipped as a whole moves by more than its share when a unit goes."""
+
+    def clipped_together(gradients_of: UnitGradients, units: Any, **_: Any) -> Any:
+        total = loop.clipped_sum(gradients_of, units, clip_norm=1e9, token_budget=512)
+        size = stepcheck._size(total)
+        return {name: value * (4 * 1e-3 / size) for name, value in total.items()}
+
+    monkeypatch.setattr(stepcheck, "clipped_sum", clipped_together)
+    assert not checked(language_model(), 1e-3)[INFLUENCE].ok
+
+
+def test_no_gradient_at_all_is_found() -> None:
+    def silent(unit: Mapping[str, Any]) -> UnitExamples:
+        ids = tuple(int(word[1:]) for word in unit["records"][0]["text"].split())
+        return UnitExamples(key="u", examples=(Example(input_ids=ids, labels=(IGNORED, *ids[1:])),))
+
+    model = language_model()
+    for parameter in trained_parameters(model).values():
+        parameter.register_hook(lambda gradient: gradient * 0)
+    with torch.no_grad():
+        model.module.get_output_embeddings().weight.zero_()
+    found = stepcheck.check_step(
+        model,
+        silent,
+        Vocabulary(words=WORDS),
+        mechanism=mechanism(),
+        task="causal-lm",
+        max_length=32,
+    )
+    assert not found[INFLUENCE].ok
+    assert not found[COVERAGE].ok
+
+
+def test_a_layer_that_adds_nothing_to_the_model_is_found() -> None:
+    model = language_model()
+    names = list(trained_parameters(model))
+    layer = model.module.get_submodule(names[0].split(".lora_")[0])
+    layer.register_forward_hook(
+        lambda module, inputs, output: module.base_layer(*inputs) + 0 * output
+    )
+    check = checked(model)[COVERAGE]
+    assert not check.ok
+    assert check.detail.startswith(f"{len(names) - 2} of {len(names)} tensors")
+
+
+def test_a_loss_that_mixes_companions_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over the batch: a unit's gradient shrinks as companions come."""
+    model = language_model()
+    own = model.record_losses
+    gradients_of = UnitGradients(model)
+    alone = gradients_of([encode({"unit": "u", "records": [{"text": "w3 w4 w5 w6 w7 w8"}]})])
+    size = float(unit_norms(alone))
+    gradients_of.close()
+
+    def mixed(examples: Any, length: int) -> torch.Tensor:
+        return own(examples, length) / len(examples)
+
+    assert checked(model, size)[COMPANIONS].ok
+    monkeypatch.setattr(model, "record_losses", mixed)
+    assert not checked(model, size)[COMPANIONS].ok
