@@ -186,6 +186,9 @@ class TrainingConfig(Strict):
 
     optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
     learning_rate: _Positive = 1e-3
+    head_learning_rate: _Positive | None = None
+    """Classification: the head's own rate; null means `learning_rate`.  A head that starts from
+    zero wants one some ten times that of the adapter."""
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
     warmup_ratio: _Share = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -263,6 +266,11 @@ class RunConfig(Strict):
                 raise ValueError("expected no labels, because the task is causal-lm")
             if self.lora is None:
                 raise ValueError("expected lora, because the task is causal-lm: there is no head")
+            if self.training.head_learning_rate is not None:
+                raise ValueError(
+                    "expected no training.head_learning_rate, because the task is causal-lm: "
+                    "there is no head"
+                )
         return self
 
     def to_dict(self) -> dict[str, Any]:

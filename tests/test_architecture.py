@@ -111,7 +111,8 @@ def test_imports_go_one_way(path: Path) -> None:
     for imported in imports_of(path):
         if imported.split(".")[0] != "privft" or not is_module(imported):
             continue
-        if (ROOT.joinpath(*imported.split(".")) / "__init__.py").exists() and imported != "privft.cli":
+        is_package = (ROOT.joinpath(*imported.split(".")) / "__init__.py").exists()
+        if is_package and imported != "privft.cli":
             continue  # packages hold only their doc; what is taken from them is checked by name
         assert layer_of(imported) <= layer_of(module), f"{module} reaches up into {imported}"
         if within(module, "privft.training"):

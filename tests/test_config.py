@@ -109,6 +109,7 @@ def test_an_unknown_key_is_refused_and_the_right_one_named(
         ("  max_records_per_unit: 4\n", "", "expected max_records_per_unit"),
         ("unit: subject", "unit: record", "expected no max_records_per_unit"),
         ("max_length: 64", "max_length: 64\nlabels: [a, b]", "expected no labels"),
+        ("{learning_rate: 5e-3}", "{head_learning_rate: 0.03}", "there is no head"),
         ("builtin:smollm2-135m-instruct", "builtin:gpt", "expected one of builtin:smollm2"),
         ("task: causal-lm", "task: seq2seq", "'causal-lm' or 'sequence-classification'"),
         ("[20, 21]", "[]", "layers_to_transform"),
@@ -134,6 +135,14 @@ def test_classification_needs_its_labels_from_the_config() -> None:
     error = refusal(CLASSIFICATION.replace("labels: [yes, no]\n", ""))
     assert "never from the records" in error.message
     assert "each label once" in refusal(CLASSIFICATION.replace("[yes, no]", "[no, no]")).message
+
+
+def test_a_head_may_have_a_learning_rate_of_its_own() -> None:
+    assert parse_config(CLASSIFICATION).training.head_learning_rate is None
+    own = CLASSIFICATION + "training: {learning_rate: 1e-3, head_learning_rate: 0.03}\n"
+    training = parse_config(own).training
+    assert (training.learning_rate, training.head_learning_rate) == (1e-3, 0.03)
+    assert "greater than 0" in refusal(own.replace("0.03", "0")).message
 
 
 def test_a_causal_model_without_an_adapter_has_nothing_to_train() -> None:

@@ -1,4 +1,4 @@
-"""`privft demo` does what the README says: learns, states its epsilon, and is refused a second run."""
+"""`privft demo` does what the README says: learns, states its epsilon, is refused a second run."""
 
 from __future__ import annotations
 

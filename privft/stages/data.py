@@ -15,6 +15,7 @@ data set joined that budget when it was created (`join`).
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from privft.vault.manifest import Caps
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # as the `dataset` of a config
 _ROOT_KINDS = ("dataset-created", "intake", "vault-rotated", "vault-erased")
 
 
@@ -79,6 +81,11 @@ def create_vault(
 ) -> tuple[Vault, IntakeSummary | None]:
     """A vault with the records of `sources`, with a budget of its own or that of the data set
     `join`; when its records are refused, there is no vault and no budget either."""
+    if not _NAME.fullmatch(dataset):
+        raise UsageError(
+            f"{dataset!r} cannot name a data set",
+            hint="lower-case letters, digits, dots, dashes and underscores, 63 at most",
+        )
     if ledger.entries(kind="dataset-created", dataset=dataset):
         raise UsageError(f"there is a data set {dataset!r} already", hint="choose another name")
     joined = None if join is None else dataset_entry(ledger, join)

@@ -151,6 +151,7 @@ class Workbench:
         return Optimisation(
             optim=training.optim,
             learning_rate=training.learning_rate,
+            head_learning_rate=training.head_learning_rate,
             lr_scheduler_type=training.lr_scheduler_type,
             warmup_ratio=training.warmup_ratio,
             weight_decay=training.weight_decay,

@@ -143,6 +143,7 @@ def make_plan(
                 f"{dataset[name]}",
                 hint=f"privacy.{name}: {dataset[name]}",
             )
+    _check_form(workspace, config)
     mechanism = mechanism_of(config)
     events = (mechanism.event(),)
     priced = cost(events, config.privacy.delta_value)
@@ -193,6 +194,18 @@ def make_plan(
     )
 
 
+def _check_form(workspace: Workspace, config: RunConfig) -> None:
+    """Raise `ConfigError` when the task is not for records of the data set's form."""
+    manifest = unsigned_manifest(read_manifest_text(workspace.vault_path(config.dataset)))
+    labelled = manifest.fields.form == "text-label"
+    if labelled is not (config.task == "sequence-classification"):
+        raise ConfigError(
+            f"task {config.task} is not for records of the form {manifest.fields.form}, which data "
+            f"set {config.dataset} has",
+            hint="sequence-classification needs text and label, causal-lm needs no label",
+        )
+
+
 def _record_refusal(ledger: Ledger, plan: Plan, refusal: PrivftError, actor: str) -> None:
     body = {"plan_sha256": plan.digest, "code": refusal.exit_code, "reason": refusal.message}
     ledger.append("run-refused", body, actor=actor)
@@ -214,7 +227,7 @@ def _exceeded(
     if steps:
         choices.append(f"{steps} steps instead of {mechanism.steps}")
     return BudgetExceeded(
-        f"this run needs epsilon {admission.epsilon_needed:.2f} of the budget and policy "
+        f"this run needs epsilon {admission.epsilon_needed:.2f} more of the budget, and policy "
         f"{policy.name!r} has {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} left for dataset "
         f"{config.dataset}",
         hint=(" or ".join(choices) + " (privft plan --fit)")

@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from privft.audit.attacks import Claim, claim_of
-from privft.audit.canaries import Canary, make_canaries, sample_texts
+from privft.audit.canaries import Canary, Shape, make_canaries, sample_texts
 from privft.audit.selfcheck import Check, check_mechanism
 from privft.audit.stepcheck import check_step
 from privft.audit.suite import Suite, load_suite
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
-from privft.errors import IntegrityError, OrderError, PrivftError
+from privft.errors import InputError, IntegrityError, OrderError, PrivftError
 from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
@@ -46,6 +46,7 @@ from privft.training import adapter
 from privft.training.checkpoint import platform_facts
 from privft.training.loop import StepReport, train
 from privft.vault.keys import KeyOpener
+from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
 
@@ -76,6 +77,7 @@ def start(
         workbench = Workbench.of(config, base)
         watch.say("checking every sealed cell of the data")
         vault.verify()
+        _rehearse(plan, vault, workbench)
         watch.say("checking the mechanism on generated units")
         checks = _self_check(plan, workbench)
         run_key = SigningKey.generate("run")
@@ -182,15 +184,7 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
     """
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(sealed.unseal("canaries"))
-    canaries = make_canaries(
-        suite,
-        streams,
-        task=workbench.config.task,
-        shape=shape_of(sealed.vault),
-        vocabulary=workbench.vocabulary(),
-        records_per_unit=plan.max_records_per_unit,
-        examples=_examples(suite, streams, workbench),
-    )
+    canaries = _canaries(plan, suite, streams, workbench, shape_of(sealed.vault))
     rows = [[canary.kind, canary.unit, canary.included] for canary in canaries]
     digest = sha256_hex(json.dumps(rows, sort_keys=True).encode()).encode()
     if not sealed.has("canaries-digest"):
@@ -201,6 +195,20 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
             hint="use the version of privft that trained the run",
         )
     return canaries
+
+
+def _canaries(
+    plan: Plan, suite: Suite, streams: KeyedStreams, workbench: Workbench, shape: Shape
+) -> list[Canary]:
+    return make_canaries(
+        suite,
+        streams,
+        task=workbench.config.task,
+        shape=shape,
+        vocabulary=workbench.vocabulary(),
+        records_per_unit=plan.max_records_per_unit,
+        examples=_examples(suite, streams, workbench),
+    )
 
 
 def _examples(
@@ -250,6 +258,22 @@ def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
             hint="nothing was charged; do not train on this machine before it is understood",
         )
     return checks
+
+
+def _rehearse(plan: Plan, vault: Vault, workbench: Workbench) -> None:
+    """Raise `InputError` or `UsageError` for what would stop the run after its reservation: labels
+    that the config does not list, canaries that this tokenizer cannot write or encode."""
+    labels = workbench.config.labels
+    if labels is not None:
+        if any(record["label"] not in labels for unit in vault for record in unit.records):
+            raise InputError(
+                "a record carries a label that the config's `labels` does not list",
+                hint="labels come from the config, never from the records: list them all",
+            )
+    suite, _ = load_suite(plan.suite)
+    streams = KeyedStreams(fresh_secret())
+    for canary in _canaries(plan, suite, streams, workbench, shape_of(vault)):
+        workbench.encode(canary.unit)
 
 
 def _context(plan: Plan, workbench: Workbench) -> dict[str, Any]:
