@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from privft.budget.mechanism import Event, Mechanism
 from privft.config import RunConfig, parse_config
-from privft.errors import PlanError
+from privft.errors import IntegrityError, PlanError
 from privft.signing import canonical_json, parse_canonical, sha256_hex
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -99,15 +99,18 @@ class Plan(_Value):
 def parse_plan(data: bytes) -> Plan:
     """The plan in a file; raises `PlanError` when it is no plan or was edited by hand into one that
     is not canonical.  (An edit that is canonical changes the digest, and with it the approvals.)"""
+    again = "make it again: privft plan"
     body = data.removesuffix(b"\n")
     try:
         plan = Plan.model_validate(parse_canonical(body))
+    except IntegrityError as error:
+        raise PlanError(f"this is no plan: {error.message}", hint=again) from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"this is no plan: {place}: {first['msg']}") from None
+        place = ".".join(str(part) for part in first["loc"]) or "whole"
+        raise PlanError(f"this is no plan: {place}: {first['msg']}", hint=again) from None
     if plan.to_bytes() != body:
-        raise PlanError("this plan is not in canonical form", hint="make it again: privft plan")
+        raise PlanError("this plan is not in canonical form", hint=again)
     return plan
 
 

@@ -173,7 +173,8 @@ def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
     try:
         yield Watch(say=lambda line: console.print(f"- {line}"), step=step)
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 @click.command("train")

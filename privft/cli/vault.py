@@ -72,7 +72,9 @@ def vault_command() -> None:
     show_default=True,
     help="Share of units never trained on, for attacks to compare with.",
 )
-@click.option("--max-records-per-unit", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option(
+    "--max-records-per-unit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True
+)
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
 @acting
 @click.pass_context
@@ -105,15 +107,20 @@ def create(
     for source in sources:
         if not source.exists():
             raise UsageError(f"there is no file {source}")
-    fields = FieldMap(
-        text=text,
-        prompt=prompt,
-        completion=completion,
-        messages=messages,
-        label=label,
-        subject=subject,
-        id=id_column,
-    )
+    try:
+        fields = FieldMap(
+            text=text,
+            prompt=prompt,
+            completion=completion,
+            messages=messages,
+            label=label,
+            subject=subject,
+            id=id_column,
+        )
+    except ValueError:
+        raise UsageError(
+            "a column's name is empty, over 200 characters, or no plain text"
+        ) from None
     caps = Caps(held_out_share=held_out_share, max_records_per_unit=max_records_per_unit)
     with opened.ledger() as ledger:
         recipients = [person_recipient(ledger, who) for who in people or (actor.name,)]

@@ -45,7 +45,7 @@ from privft.stages.modelling import (
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training.losses import Classifier, TrainedModel, trained_parameters
-from privft.training.scoring import accuracy, unit_losses
+from privft.training.scoring import unit_accuracies, unit_losses
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
@@ -220,9 +220,7 @@ def _utility(
         )
     ]
     if isinstance(trained, Classifier) and isinstance(untrained, Classifier):
-        hits = [
-            np.array([accuracy(model, [unit]) for unit in units]) for model in (untrained, trained)
-        ]
+        hits = [unit_accuracies(model, units) for model in (untrained, trained)]
         rows.insert(0, _compared(source, "accuracy", None, *hits, better="higher"))
     return rows
 

@@ -8,6 +8,7 @@ the record of a budget.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +31,7 @@ from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
 SECURE_NOISE = False  # plain float64; see training.noise
+_LEAST_NOISE, _MOST_NOISE = 0.2, 1e4  # multipliers between which a fitting one is sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,18 +242,17 @@ def affordable_epsilon(config: RunConfig, cap: Cap, view: BudgetView) -> float |
     """The largest target epsilon (in steps of 0.05) that the budget still admits, if any."""
     spent = (*view.spent, *view.reserved)
 
-    def admitted(twentieths: int) -> bool:
-        target = config.privacy.model_copy(
-            update={"target_epsilon": twentieths / 20, "noise_multiplier": None}
-        )
-        asked = mechanism_of(config.model_copy(update={"privacy": target}))
-        return admit(cap, spent, (asked.event(),)).admitted
+    def admitted(noise: float) -> bool:
+        return admit(cap, spent, (_mechanism(config, noise).event(),)).admitted
 
-    low, high = 0, int(cap.epsilon * 20)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if admitted(middle) else (low, middle - 1)
-    return low / 20 if low else None
+    low, high = _LEAST_NOISE, _MOST_NOISE
+    if not admitted(high):
+        return None
+    while high > low * 1.0001:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if admitted(middle) else (middle, high)
+    alone = cost((_mechanism(config, high).event(),), config.privacy.delta_value).epsilon
+    return math.floor(alone * 20) / 20 or None
 
 
 def fitted(config: RunConfig, ledger: Ledger) -> RunConfig:

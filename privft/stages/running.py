@@ -262,14 +262,18 @@ def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
 
 def _rehearse(plan: Plan, vault: Vault, workbench: Workbench) -> None:
     """Raise `InputError` or `UsageError` for what would stop the run after its reservation: labels
-    that the config does not list, canaries that this tokenizer cannot write or encode."""
+    that the config does not list, a form of record or canaries that the tokenizer cannot do."""
     labels = workbench.config.labels
-    if labels is not None:
-        if any(record["label"] not in labels for unit in vault for record in unit.records):
-            raise InputError(
-                "a record carries a label that the config's `labels` does not list",
-                hint="labels come from the config, never from the records: list them all",
-            )
+    if labels and any(r["label"] not in labels for unit in vault for r in unit.records):
+        raise InputError(
+            "a record carries a label that the config's `labels` does not list",
+            hint="labels come from the config, never from the records: list them all",
+        )
+    if vault.fields.form == "messages" and not workbench.tokenizer.chat_template:
+        raise InputError(
+            "the records are conversations, and the tokenizer has no chat template",
+            hint="save one beside the tokenizer: chat_template.jinja",
+        )
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(fresh_secret())
     for canary in _canaries(plan, suite, streams, workbench, shape_of(vault)):

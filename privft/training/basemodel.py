@@ -38,6 +38,7 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from privft.config import BUILTIN_MODELS, BUILTIN_PREFIX
 from privft.errors import InputError, IntegrityError
@@ -384,7 +385,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"transformers cannot load {model.name} for {task}",
             hint="its config.json must name an architecture that transformers has for this task",
