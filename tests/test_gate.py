@@ -376,7 +376,7 @@ def test_every_sequence_of_actions_goes_the_right_way_or_is_refused(
 ) -> None:
     seen = list(walk(start, Model(), DEPTH, monkeypatch))
     assert set(seen) == set(MAY), "the walk came through every state"
-    assert len(seen) > 300
+    assert len(seen) > 250
 
 
 def test_a_released_run_can_be_released_again_when_its_waiver_has_expired(

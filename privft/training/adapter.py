@@ -54,13 +54,17 @@ def _quietly_wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
 
 
 def _target_names(base: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """`all-linear` spelled out (peft refuses to combine it with `layers_to_transform`)."""
+    """`all-linear` spelled out, as peft refuses to combine it with `layers_to_transform`.
+
+    Two components of each name, so that BERT's `output.dense` does not mean its pooler too, which
+    is not there in training and would be there when the adapter is loaded elsewhere.
+    """
     if targets != "all-linear":
         return [targets] if isinstance(targets, str) else list(targets)
     output = getattr(base, "get_output_embeddings", lambda: None)()
     return sorted(
         {
-            name.rsplit(".", 1)[-1]
+            ".".join(part for part in name.split(".")[-2:] if not part.isdigit())
             for name, module in base.named_modules()
             if isinstance(module, nn.Linear) and module is not output
         }

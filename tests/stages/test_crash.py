@@ -238,6 +238,16 @@ def in_the_middle(world: World, whole: Undisturbed) -> str:
     return run
 
 
+def test_what_a_killed_run_leaves_holds_no_note(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    world = undisturbed.world.copied(tmp_path / "world")
+    rows = [json.loads(line) for line in (world.folder / "notes.jsonl").read_text().splitlines()]
+    in_the_middle(world, undisturbed)
+    left = b"".join(files_below(world.folder / "workspace").values())
+    assert len(left) > 50_000
+    for row in rows:
+        assert row["note"].encode() not in left
+
+
 def is_closed_whole(world: World, whole: Undisturbed, run: str, reason: str) -> None:
     """A resume ends in a closed run, charged in full, whose secrets are gone."""
     refused = world.privft("train", "--resume", run, code=1)

@@ -1,0 +1,132 @@
+"""A change of a vault, its entry in the ledger, and what a kill in between leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privft.budget.ledger import Ledger
+from privft.stages import data
+from privft.workspace import opener_of
+from tests.stages.world import NOTES, SIZE, World, base, note_rows, write_rows
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing on the way out is to catch it."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return base().copied(tmp_path / "world")
+
+
+def die_before(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Ledger.append
+
+    def dying(self: Ledger, its_kind: str, *args: Any, **kwargs: Any) -> Any:
+        if its_kind == kind:
+            raise Killed
+        return append(self, its_kind, *args, **kwargs)
+
+    monkeypatch.setattr(Ledger, "append", dying)
+
+
+def erased(world: World) -> tuple[str | Path, ...]:
+    unit = world.folder / "unit"
+    unit.write_text("p0-3\n")
+    return ("vault", "erase", "notes", "--unit-file", unit)
+
+
+CHANGES: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
+    "intake": lambda world: ("vault", "add", "notes", world.folder / "public.jsonl"),
+    "vault-rotated": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
+    "vault-erased": erased,
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_change_that_was_killed_before_its_entry_is_noticed_and_adopted(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    command = CHANGES[kind](world)
+    with monkeypatch.context() as patch:
+        die_before(kind, patch)
+        with pytest.raises(Killed):
+            world.privft(*command)
+    plan = world.planned()
+    refused = world.privft("train", plan, code=13)
+    assert "is not the version that the ledger names" in refused.err
+    assert "privft vault verify notes --adopt" in refused.err
+    adopted = world.privft("vault", "verify", "notes", "--adopt")
+    assert "the ledger now names this version" in adopted.err
+    assert "nothing was missing" in world.privft("vault", "verify", "notes", "--adopt").err
+    assert "notes: whole" in world.privft("vault", "verify", "notes").out
+
+
+def test_the_hashes_of_an_intake_that_was_killed_still_count(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded before the vault commits: rather a few too many than one too few."""
+    with monkeypatch.context() as patch:
+        die_before("intake", patch)
+        with pytest.raises(Killed):
+            world.privft("vault", "add", "notes", world.folder / "public.jsonl")
+    making = ("vault", "create", "copy", "--from", world.folder / "public.jsonl", *NOTES, *SIZE)
+    assert "in data set notes already" in world.privft(*making, code=2).err
+
+
+def test_a_creation_that_was_killed_before_its_entry_leaves_no_budget(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
+    making = ("vault", "create", "more", "--from", rows, *NOTES, *SIZE)
+    with monkeypatch.context() as patch:
+        die_before("dataset-created", patch)
+        with pytest.raises(Killed):
+            world.privft(*making)
+    assert len(world.privft("ledger", "show", "--json").json) == 2
+    assert "look, remove it, try again" in world.privft(*making, code=2).err
+
+
+def test_a_creation_that_was_killed_between_its_entries_is_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
+    with monkeypatch.context() as patch:
+        die_before("intake", patch)
+        with pytest.raises(Killed):
+            world.privft("vault", "create", "more", "--from", rows, *NOTES, *SIZE)
+    assert "more: whole" in world.privft("vault", "verify", "more").out
+
+
+def test_an_erased_unit_is_out_of_the_vault_and_its_certificate_names_nobody(world: World) -> None:
+    done = world.privft(*erased(world))
+    assert done.json["payloadType"]
+    assert "p0-3" not in done.out
+    workspace = world.workspace
+    opener = opener_of(workspace.identity())
+    with workspace.ledger() as ledger, data.open_vault(workspace, ledger, "notes", opener) as vault:
+        assert vault.number_of("p0-3") is None
+        assert vault.number_of("p0-4") is not None
+        (entry,) = ledger.entries(kind="vault-erased")
+    assert "p0-3" not in str(entry.body)
+    (kept,) = (world.folder / "workspace" / "certificates").iterdir()
+    assert kept.name == f"erasure-{entry.body['commitment'][:16]}.json"
+    again = world.privft(*erased(world), code=2)
+    assert "p0-3" not in again.err
+
+
+def test_a_recipient_who_was_added_opens_the_vault_and_one_removed_does_not(world: World) -> None:
+    world.privft("keys", "create", "bob")
+    as_bob = ("vault", "verify", "notes", "--as", "bob")
+    world.privft(*as_bob, code=1)
+    world.privft("vault", "recipients", "add", "notes", "bob", "--as", "ada")
+    assert "notes: whole" in world.privft(*as_bob).out
+    world.privft("vault", "recipients", "remove", "notes", "bob", "--as", "ada")
+    world.privft(*as_bob, code=1)
+    last = ("vault", "recipients", "remove", "notes", "ada", "--as", "ada")
+    world.privft(*last, code=2)
+    assert "notes: whole" in world.privft("vault", "verify", "notes", "--as", "ada").out

@@ -1,0 +1,105 @@
+"""What a locked-down process cannot do any more, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def locked(code: str) -> Any:
+    """The JSON that `code` prints after `lock_down` (twice, which must be as good as once)."""
+    script = (
+        f"import json, os, socket\nfrom privft.hardening import *\nlock_down()\nlock_down()\n{code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+TRY = """
+def outcome():
+    try:
+        {attempt}
+    except NetworkRefused as error:
+        return [error.exit_code, error.message]
+    except OSError as error:
+        return "tried"
+    return "done"
+print(json.dumps(outcome()))
+"""
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "socket.create_connection(('127.0.0.1', 9), timeout=1)",
+        "socket.socket().connect(('127.0.0.1', 9))",
+        "socket.socket().connect_ex(('127.0.0.1', 9))",
+        "socket.socket().bind(('127.0.0.1', 0))",
+        "socket.socket(socket.AF_INET6).connect(('::1', 9))",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendmsg([b'x'], [], 0, ('127.0.0.1', 9))",
+        "socket.getaddrinfo('example.org', 80)",
+        "socket.gethostbyname('example.org')",
+        "socket.gethostbyaddr('127.0.0.1')",
+        "__import__('urllib.request').request.urlopen('http://127.0.0.1:9')",
+    ],
+)
+def test_no_network_is_reached_or_even_tried(attempt: str) -> None:
+    code, message = locked(TRY.format(attempt=attempt))
+    assert code == 1
+    assert "tried to use the network" in message
+
+
+def test_local_sockets_still_work(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    attempt = (
+        f"a = socket.socket(socket.AF_UNIX); a.bind({path!r}); a.listen(); "
+        f"b = socket.socket(socket.AF_UNIX); b.connect({path!r}); b.sendmsg([b'x']); "
+        "c, d = socket.socketpair(); c.sendall(b'x'); assert d.recv(1) == b'x'"
+    )
+    assert locked(TRY.format(attempt=attempt)) == "done"
+
+
+def test_no_core_is_dumped_and_nobody_attaches() -> None:
+    found = locked(
+        "import ctypes, resource\n"
+        "print(json.dumps([resource.getrlimit(resource.RLIMIT_CORE),"
+        " ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)]))"
+    )
+    assert found == [[0, 0], 0]
+
+
+def test_files_are_for_the_owner_only(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    mode = locked(f"open({path!r}, 'w').close()\nprint(os.stat({path!r}).st_mode & 0o777)")
+    assert mode == 0o600
+
+
+def test_libraries_are_told_to_stay_offline() -> None:
+    found = locked("print(json.dumps(dict(os.environ)))")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        assert found[name] == "1"
+
+
+def test_the_hub_is_not_looked_up_for_a_name_that_is_no_folder() -> None:
+    code = (
+        "import contextlib\n"
+        "from pathlib import Path\n"
+        "from privft.errors import InputError\n"
+        "from privft.training import basemodel\n"
+        "try:\n"
+        "    basemodel.find('gpt2', cache=Path('/nowhere'))\n"
+        "except InputError as error:\n"
+        "    print(json.dumps(error.message))\n"
+    )
+    assert locked(code) == "expected a folder with a model, and 'gpt2' is none"
