@@ -44,6 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install $(PINNED) --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install $(PINNED) --no-deps axe-playwright-python
 	touch $@
 
 install: $(VENV)/.installed
