@@ -89,17 +89,3 @@ def test_libraries_are_told_to_stay_offline() -> None:
     found = locked("print(json.dumps(dict(os.environ)))")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         assert found[name] == "1"
-
-
-def test_the_hub_is_not_looked_up_for_a_name_that_is_no_folder() -> None:
-    code = (
-        "import contextlib\n"
-        "from pathlib import Path\n"
-        "from privft.errors import InputError\n"
-        "from privft.training import basemodel\n"
-        "try:\n"
-        "    basemodel.find('gpt2', cache=Path('/nowhere'))\n"
-        "except InputError as error:\n"
-        "    print(json.dumps(error.message))\n"
-    )
-    assert locked(code) == "expected a folder with a model, and 'gpt2' is none"

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privft import workspace as module
@@ -225,6 +225,7 @@ def test_only_a_canonical_object_is_read_back(tmp_path: Path) -> None:
         read_canonical(tmp_path / "no", "the file")
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_marker_or_an_integrity_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -13,12 +13,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from privft.audit.selfcheck import Check
+from privft.config import load_config
 from privft.plan import Plan, parse_plan
 from privft.signing import canonical_json
 from privft.stages import planning, running
@@ -459,15 +461,30 @@ def test_a_run_beyond_the_budget_is_refused_and_the_refusal_recorded(world: Worl
         assert ledger.budget(lineage) == view
     found = re.search(r"hint: --target-epsilon ([0-9.]+) or (\d) steps instead of 4", result.err)
     assert found is not None, result.err
-    target = config.read_text().replace("noise_multiplier: 0.6", f"target_epsilon: {found[1]}")
-    config.write_text(target)
-    fits = world.privft("plan", config, "--dry-run", "--json").json
-    assert float(found[1]) - 0.01 < fits["epsilon"] <= float(found[1])
-    fitted = world.privft("plan", config, "--fit", "--dry-run", "--json").json
-    assert fitted["epsilon"] == fits["epsilon"]
-    config.write_text(target.replace(f": {found[1]}", f": {float(found[1]) + 0.1:.2f}"))
-    refused(world, "plan", config, code=11, error=words, entry="run-refused")
+    with world.ledger() as ledger:
+        fitted = planning.fitted(load_config(config), ledger)
+    assert fitted.privacy.target_epsilon == float(found[1])
+    event = parse_plan((world.folder / "first.plan").read_bytes()).events()[0]
+    with world.ledger() as ledger:
+        for steps, fits_still in ((int(found[2]), True), (int(found[2]) + 1, False)):
+            new = (replace(event, count=steps),)
+            assert ledger.admission(lineage, new).admitted is fits_still
     assert len(world.runs()) == 2
+
+
+@pytest.mark.slow
+def test_a_plan_is_fitted_into_what_the_budget_has_left(world: World) -> None:
+    for name in ("first", "second"):
+        world.trained(name, noise=0.6)
+    config = world.config("third", noise=0.6)
+    fitted = world.privft("plan", config, "--fit", "--json").json
+    target = parse_plan(config.with_suffix(".plan").read_bytes()).config["privacy"][
+        "target_epsilon"
+    ]
+    assert target - 0.01 < fitted["epsilon"] <= target
+    more = config.read_text().replace("noise_multiplier: 0.6", f"target_epsilon: {target + 0.1}")
+    config.write_text(more)
+    refused(world, "plan", config, code=11, error="left for dataset notes", entry="run-refused")
 
 
 def test_a_run_that_the_policy_does_not_allow_is_refused_and_recorded(world: World) -> None:
