@@ -124,9 +124,10 @@ class Workspace:
             hint="privft init DIR makes one; --workspace DIR names one",
         )
 
-    def ledger(self) -> Ledger:
+    def ledger(self, *, writable: bool = True) -> Ledger:
         """Open the ledger; a context manager."""
-        return Ledger.open(self.folder / "ledger.db", log_key=self.log)
+        log_key = self.log if writable else self.log.public
+        return Ledger.open(self.folder / "ledger.db", log_key=log_key)
 
     def vault_path(self, dataset: str) -> Path:
         """Where the vault of a data set lies."""

@@ -71,17 +71,47 @@ def opening(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_opener
 
 
+def dry_run(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--dry-run` for a verb that changes state; the command gets it as the flag `dry_run`.
+
+    With the flag a command checks everything that it would check, says with `say` what it would
+    do, and returns before it writes: no file, no entry, no transaction.  Numbers that only a key
+    shows may be said when the key was needed anyway.  It fails where the real thing would fail.
+
+    Guarantees: `Session.ledger` gives a ledger that is open for reading only, so that an entry
+    written by mistake is an error and not an entry.
+
+        @group.command("rotate")
+        @opening
+        @dry_run
+        @click.pass_context
+        def rotate(ctx: click.Context, dataset: str, who: Acting, dry_run: bool) -> None: ...
+    """
+
+    @click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+    @functools.wraps(command)
+    def with_dry_run(*args: Any, dry_run: bool, **rest: Any) -> Any:
+        click.get_current_context().obj["dry_run"] = dry_run
+        result = command(*args, dry_run=dry_run, **rest)
+        if dry_run:
+            say("dry run: nothing was changed")
+        return result
+
+    return with_dry_run
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """The open workspace and the person who acts."""
 
     workspace: Workspace
     no_input: bool
+    dry_run: bool = False
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
-        """The ledger, closed again at the end."""
-        with self.workspace.ledger() as ledger:
+        """The ledger, closed again at the end; for reading only in a dry run."""
+        with self.workspace.ledger(writable=not self.dry_run) as ledger:
             yield ledger
 
     def identity(self, who: Acting) -> Identity:
@@ -118,7 +148,11 @@ def session(ctx: click.Context) -> Session:
     """The workspace that the command is about."""
     given = ctx.obj["workspace"]
     workspace = Workspace.open(given) if given is not None else Workspace.find(Path.cwd())
-    return Session(workspace=workspace, no_input=ctx.obj["no_input"])
+    return Session(
+        workspace=workspace,
+        no_input=ctx.obj["no_input"],
+        dry_run=ctx.obj.get("dry_run", False),
+    )
 
 
 def say(line: str) -> None:

@@ -15,6 +15,7 @@ from privft.cli.session import (
     FILE,
     Acting,
     acting,
+    dry_run,
     json_option,
     opening,
     print_json,
@@ -30,6 +31,7 @@ from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
 from privft.vault.keys import passphrase_recipient
 from privft.vault.manifest import Caps
+from privft.vault.store import Vault
 
 
 @click.group()
@@ -277,19 +279,35 @@ def verify(
 @click.argument("dataset")
 @click.option("--reencrypt", is_flag=True, help="New unit keys too, after a compromise.")
 @opening
+@dry_run
 @click.pass_context
 def rotate(
     ctx: click.Context,
     dataset: str,
     reencrypt: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """A new epoch key; with --reencrypt, everything is sealed anew."""
     opened = session(ctx)
     actor = opened.identity(who)
     with opened_vault(opened, dataset, who) as (ledger, vault):
+        if dry_run:
+            _tell_rotation(vault, reencrypt)
+            return
         data.rotate_vault(ledger, vault, actor=actor, reencrypt=reencrypt)
     say(f"{dataset} has a new epoch key" + (" and new unit keys" if reencrypt else ""))
+
+
+def _tell_rotation(vault: Vault, reencrypt: bool) -> None:
+    epoch = vault.manifest.epoch
+    say(
+        f"epoch {epoch} would become {epoch + 1}, sealed for "
+        f"{', '.join(recipient.label for recipient in vault.recipients)}"
+    )
+    if reencrypt:
+        size = sum(file.size_bytes for file in vault.manifest.segments)
+        say(f"{len(vault)} units ({size} bytes) would be sealed again under new keys (private)")
 
 
 @vault_command.command("erase")
