@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Literal
 from privft.budget.entries import format_time, parse_time
 from privft.budget.history import RunRecord
 from privft.budget.ledger import Ledger
+from privft.budget.signed import waiver_message
 from privft.errors import AuditFailed, IntegrityError, OrderError, PolicyRefused, UsageError
-from privft.signing import Identity, canonical_json
+from privft.signing import Identity
 from privft.workspace import Workspace
 
 if TYPE_CHECKING:  # these load torch; commands that need them import them when they run
@@ -222,17 +223,6 @@ def audit(
     return auditing.audit(
         workspace, ledger, run, actor=actor, opener=opener, checks=checks, watch=watch
     )
-
-
-def waiver_message(run: str, *, statement_sha256: str, reason: str, expires: str) -> bytes:
-    """What the two people of a waiver sign."""
-    body = {
-        "run": run,
-        "statement_sha256": statement_sha256,
-        "reason": reason,
-        "expires": expires,
-    }
-    return b"privft-waiver-v1\n" + canonical_json(body)
 
 
 def waive(

@@ -31,6 +31,8 @@ LAYERS: list[tuple[str, int]] = [
     ("privft.budget.translog", 1),
     ("privft.budget.entries", 1),
     ("privft.budget.history", 1),
+    ("privft.budget.signed", 1),
+    ("privft.budget.selection", 1),
     ("privft.audit.bounds", 1),
     ("privft.audit.rates", 1),
     ("privft.vault.floe", 1),

@@ -23,6 +23,7 @@ from privft import gate
 from privft.budget.history import RunRecord
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
+from privft.budget.signed import waiver_message
 from privft.cli import main
 from privft.errors import (
     AuditFailed,
@@ -35,7 +36,16 @@ from privft.errors import (
 )
 from privft.signing import Identity
 from privft.stages import auditing, data, planning, releasing, running
-from tests.budget.samples import CAP, HASH, LOG_KEY, new_ledger, reserve, step_digest
+from tests.budget.samples import (
+    CAP,
+    HASH,
+    LOG_KEY,
+    key_added,
+    new_ledger,
+    reserve,
+    step_digest,
+    waiver_signatures,
+)
 
 DEPTH = 5
 NOW = "2030-01-01T00:00:00Z"
@@ -271,10 +281,13 @@ class World:
         bodies: dict[str, dict[str, Any]] = {
             "run-audited": {"verdict": "passed", "suite": "quick", "suite_digest": HASH},
             "run-released": {"files": {"a": HASH}},
-            "run-waived": {"reason": "x", "expires": LATER, "signatures": [{}, {}]},
+            "run-waived": {"reason": "x", "expires": months_after(self.clock, 1)},
         }
         body = {"run": run, **bodies[kind], **changes}
-        if kind != "run-waived":
+        if kind == "run-waived":
+            said = {"reason": "x", "expires": body["expires"]}
+            body["signatures"] = waiver_signatures([ADA, BOB], run, **said)
+        else:
             body["statement_sha256"] = HASH
         ledger.append(kind, body, actor="ada", time=self.clock)
 
@@ -291,14 +304,7 @@ def settle(ledger: Ledger, run: str) -> None:
 
 
 def add(ledger: Ledger, person: Identity, *roles: str) -> None:
-    public = person.public
-    body = {
-        "name": person.name,
-        "roles": list(roles),
-        "ed25519": public.ed25519,
-        "x25519": public.x25519,
-        "expires": None,
-    }
+    body = key_added(person, *roles)
     ledger.append("key-added", body, actor="ada", time="2026-01-01T00:00:00Z")
 
 
@@ -331,7 +337,8 @@ def check_ledgers_own_rules(world: World, model: Model) -> None:
     reserved = model.state == "reserved"
     assert refused(settle) is not reserved
     assert refused(lambda ledger, run: ledger.journal(run, 0, step_digest(0))) is not reserved
-    assert refused(lambda ledger, run: world.append(ledger, "run-audited", run)) is reserved
+    no_audit = model.state in ("reserved", "closed", "released")
+    assert refused(lambda ledger, run: world.append(ledger, "run-audited", run)) is no_audit
     may_leave = model.state in ("passed", "waived")
     if model.state != "released":
         assert (
@@ -497,16 +504,16 @@ def test_a_waiver_is_signed_by_both_over_run_statement_reason_and_end(
     ledger, run = failed
     gate.waive(ledger, run, **WAIVER)
     (entry,) = ledger.entries(kind="run-waived")
-    message = gate.waiver_message(run, statement_sha256=HASH, reason="urgent", expires=SOON)
+    message = waiver_message(run, statement_sha256=HASH, reason="urgent", expires=SOON)
     signatures = entry.body["signatures"]
     assert [signature["name"] for signature in signatures] == ["ada", "bob"]
     for signature, person in zip(signatures, (ADA, BOB), strict=True):
         person.signing.public.verify(bytes.fromhex(signature["signature"]), message)
     others = [
-        gate.waiver_message(run, statement_sha256=HASH, reason="urgent", expires=LATER),
-        gate.waiver_message(run, statement_sha256=HASH, reason="other", expires=SOON),
-        gate.waiver_message(run, statement_sha256="cd" * 32, reason="urgent", expires=SOON),
-        gate.waiver_message("r-2", statement_sha256=HASH, reason="urgent", expires=SOON),
+        waiver_message(run, statement_sha256=HASH, reason="urgent", expires=LATER),
+        waiver_message(run, statement_sha256=HASH, reason="other", expires=SOON),
+        waiver_message(run, statement_sha256="cd" * 32, reason="urgent", expires=SOON),
+        waiver_message("r-2", statement_sha256=HASH, reason="urgent", expires=SOON),
     ]
     assert len({message, *others}) == 5
 

@@ -24,7 +24,7 @@ anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -301,14 +301,6 @@ class Entry:
     def leaf_hash(self) -> bytes:
         """Its leaf in the Merkle tree, 32 bytes."""
         return leaf_hash(self.canonical)
-
-
-RECOVERY_TYPE = "application/vnd.privft.recovery+json"
-
-
-def recovery_statement(known: Sequence[str], lineages: Sequence[str], reason: str) -> bytes:
-    """What two approvers sign, as a DSSE payload of `RECOVERY_TYPE`, before a recovery."""
-    return canonical_json({"known": list(known), "lineages": sorted(lineages), "reason": reason})
 
 
 def make_entry(*, index: int, kind: str, time: str, actor: str, body: Mapping[str, Any]) -> Entry:

@@ -9,34 +9,39 @@ from scratch when a ledger is verified, so the two cannot come to differ.
     key-added/-revoked  as `keyring` has it
     dataset-created     a new name; a lineage that has a budget already keeps its unit and cap
     intake, vault-*     for a data set that exists
-    run-reserved        on an existing data set, at its unit; admitted by the Renyi filter
+    run-reserved        on an existing data set, at its unit; admitted by the Renyi filter; a plan
+                        that no run was reserved for yet
     run-settled         once a run; charges the mechanism's steps that ran, or all of them when the
                         run was closed; everything else that was reserved is charged whole
-    run-audited         after settlement (again and again; the newest verdict counts)
-    run-waived          when the newest verdict is a failure
+    run-audited         a completed run, until it is released (again and again; the newest verdict
+                        counts)
+    run-waived          when the newest verdict is a failure; signed by two approvers
     run-released        a completed run whose newest verdict is a pass, or is waived and in time
     recovered           signed by two approvers; exhausts every budget that there is, for what was
                         lost may have used it
-    run-refused, plan-approved, witnessed: at any time
+    plan-approved       signed by an approver
+    witnessed           signed by a witness
+    run-refused         at any time
 
-An entry out of order is the caller's mistake (`OrderError`), a run beyond the cap is
-`BudgetExceeded`; found in a ledger, either means that it was not made by this program.
+An entry out of order is the caller's mistake (`OrderError`), a plan that was used is a `PlanError`,
+a run beyond the cap is `BudgetExceeded`; found in a ledger, any of them means that it was not made
+by this program.  Signatures inside entries are checked as `signed` has it.
 """
 
 from __future__ import annotations
 
-import base64
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from privft.budget.entries import RECOVERY_TYPE, Entry, recovery_statement
+from privft.budget.entries import Entry
 from privft.budget.filter import Admission, Cap, admit_sums, gauge, merged, rdp, steps_that_fit
 from privft.budget.mechanism import Event, Mechanism
-from privft.errors import BudgetExceeded, IntegrityError, OrderError, PolicyRefused
+from privft.budget.signed import check_approval, check_recovery, check_waiver, check_witnessed
+from privft.errors import BudgetExceeded, IntegrityError, OrderError, PlanError, PolicyRefused
 from privft.keyring import Keyring
-from privft.signing import canonical_json, dsse_open, sha256_hex
+from privft.signing import canonical_json, sha256_hex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class RunRecord:
 
     reserved, settled, released: positions of entries.
     charged: what it counts for: the reservation until settlement, then what settlement says.
-    verdict: the newest; waived_until: of a waiver of that verdict.
+    verdict: the newest, signed in that statement; waived_until: of a waiver of it.
     """
 
     run: str
@@ -58,6 +63,7 @@ class RunRecord:
     settled: int | None = None
     outcome: str | None = None
     verdict: str | None = None
+    statement_sha256: str | None = None
     waived_until: str | None = None
     released: int | None = None
 
@@ -129,6 +135,7 @@ class History:
         self.workspace: Mapping[str, Any] = {}
         self.datasets: dict[str, str] = {}  # data set -> lineage
         self._runs: dict[str, dict[str, Any]] = {}  # run -> the fields of its record
+        self._plans: dict[str, str] = {}  # digest of a plan -> its run
         self.positions: dict[tuple[str, str], list[int]] = defaultdict(list)
         self.recovered_notes: set[str] = set()
         self._budgets: dict[str, _Budget] = {}
@@ -156,6 +163,10 @@ class History:
         if run not in self._runs:
             raise OrderError(f"run {run} is not in the ledger")
         return RunRecord(**self._runs[run])
+
+    def run_of_plan(self, plan_sha256: str) -> str | None:
+        """The run that was reserved for a plan, if there is one."""
+        return self._plans.get(plan_sha256)
 
     def cap(self, lineage: str) -> Cap:
         """The cap of a lineage; raises `OrderError` when it has no budget."""
@@ -224,24 +235,18 @@ class History:
             self._check_settlement(body)
         elif entry.kind in ("run-audited", "run-waived", "run-released"):
             self._check_verdict(entry)
+        elif entry.kind == "plan-approved":
+            check_approval(body, self.keyring(), entry.time)
+        elif entry.kind == "witnessed":
+            check_witnessed(body, self.keyring(), entry.time)
         elif entry.kind == "recovered":
             self._check_recovery(entry)
 
     def _check_recovery(self, entry: Entry) -> None:
-        body = entry.body
-        if sorted(body["lineages"]) != sorted(self._budgets):
-            raise OrderError(
-                f"a recovery exhausts all {len(self._budgets)} budgets, and "
-                f"{len(body['lineages'])} are named"
-            )
-        statement = recovery_statement(body["known"], body["lineages"], body["reason"])
-        envelope = {
-            "payload": base64.b64encode(statement).decode(),
-            "payloadType": RECOVERY_TYPE,
-            "signatures": [dict(signature) for signature in body["signatures"]],
-        }
-        trusted = self.keyring().trusted("approver", entry.time)
-        dsse_open(envelope, trusted, threshold=2, payload_type=RECOVERY_TYPE)
+        named, here = sorted(entry.body["lineages"]), sorted(self._budgets)
+        if named != here:
+            raise OrderError(f"a recovery exhausts all {len(here)} budgets, and names {len(named)}")
+        check_recovery(entry.body, self.keyring(), entry.time)
 
     def _check_dataset(self, body: Mapping[str, Any]) -> None:
         if body["dataset"] in self.datasets:
@@ -265,6 +270,11 @@ class History:
         self._check_lineage(body["dataset"], body["lineage"])
         if body["run"] in self._runs:
             raise OrderError(f"run {body['run']} was reserved before")
+        if (ran := self.run_of_plan(body["plan_sha256"])) is not None:
+            raise PlanError(
+                f"this plan was reserved before, as run {ran}",
+                hint="one plan is one run, and so is its approval: privft plan makes another",
+            )
         mechanism = Mechanism.from_dict(body["mechanism"])
         budget = self._budget(body["lineage"])
         if mechanism.unit != budget.unit:
@@ -308,14 +318,18 @@ class History:
         return (replace(main, count=steps), *others) if steps else tuple(others)
 
     def _check_verdict(self, entry: Entry) -> None:
-        record = self.run(entry.body["run"])
-        if record.settled is None:
-            raise OrderError(f"run {record.run} is not settled yet")
-        if entry.kind == "run-waived" and record.verdict != "failed":
-            raise OrderError(f"run {record.run} has no failed audit to waive")
+        body, record = entry.body, self.run(entry.body["run"])
+        if record.outcome != "completed":
+            state = record.outcome or "not settled yet"
+            raise OrderError(f"run {record.run} is {state}: it has no adapter to judge")
+        if record.released is not None:
+            raise OrderError(f"run {record.run} was released by entry {record.released}")
+        if entry.kind == "run-waived":
+            if record.verdict != "failed":
+                raise OrderError(f"run {record.run} has no failed audit to waive")
+            statement = str(record.statement_sha256)
+            check_waiver(body, self.keyring(), entry.time, statement_sha256=statement)
         if entry.kind == "run-released":
-            if record.outcome != "completed":
-                raise OrderError(f"run {record.run} was {record.outcome}, not completed")
             waived = record.waived_until is not None and entry.time < record.waived_until
             if record.verdict != "passed" and not waived:
                 raise OrderError(f"run {record.run} has no passed audit and no waiver in time")
@@ -338,7 +352,11 @@ class History:
         elif entry.kind == "run-settled":
             self._settle(entry)
         elif entry.kind == "run-audited":
-            self._runs[body["run"]].update(verdict=body["verdict"], waived_until=None)
+            self._runs[body["run"]].update(
+                verdict=body["verdict"],
+                statement_sha256=body["statement_sha256"],
+                waived_until=None,
+            )
         elif entry.kind == "run-waived":
             self._runs[body["run"]].update(waived_until=body["expires"])
         elif entry.kind == "run-released":
@@ -376,6 +394,7 @@ class History:
             "charged": charged,
             "reserved": entry.index,
         }
+        self._plans[body["plan_sha256"]] = body["run"]
         budget = self._budgets[body["lineage"]]
         budget.open[body["run"]] = charged
         budget.runs += 1

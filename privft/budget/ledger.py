@@ -41,7 +41,7 @@ from privft.budget.reader import Reader
 from privft.budget.replay import chain_of, extend, sign_journal
 from privft.budget.store import SqliteStore, Transaction
 from privft.budget.translog import Checkpoint
-from privft.errors import OrderError, PolicyRefused
+from privft.errors import OrderError, PlanError, PolicyRefused
 from privft.signing import SigningKey, VerifyKey
 
 _OWN_VERBS = {
@@ -151,17 +151,32 @@ class Ledger(Reader):
             return self._add(transaction, key, kind, body, actor, time)
 
     def reserve(
-        self, *, actor: str, body: Mapping[str, Any], cap: Cap, time: str | None = None
+        self,
+        *,
+        actor: str,
+        body: Mapping[str, Any],
+        cap: Cap,
+        budget_sha256: str | None = None,
+        time: str | None = None,
     ) -> Entry:
         """Charge the worst case of a run before its first step; the entry's body names the run.
 
-        body: a `run-reserved` body without `run`; cap: the policy's, which must be the lineage's.
-        Raises `BudgetExceeded`, and then nothing is charged.
+        body: a `run-reserved` body without `run`; cap: the policy's, which must be the lineage's;
+        budget_sha256: the digest of the budget view that the plan was priced against, if any.
+        Raises `BudgetExceeded`, and `PlanError` for a plan that was reserved before or that was
+        priced against another view of the budget; then nothing is charged.
 
         Guarantees: whatever other processes do, reservations and settlements of a lineage never
-        exceed what its filter admits; durable on return.
+        exceed what its filter admits, and one plan (so one approval) covers one run; durable on
+        return.
         """
         with self._writing() as (transaction, key):
+            stale = budget_sha256 not in (None, self._history.budget(body["lineage"]).digest)
+            if stale and self._history.run_of_plan(body["plan_sha256"]) is None:
+                raise PlanError(
+                    "the plan is stale: the budget changed since it was made",
+                    hint="make it again: privft plan",
+                )
             fixed = self._history.cap(body["lineage"])
             if fixed != cap:
                 raise PolicyRefused(
@@ -253,7 +268,7 @@ class Ledger(Reader):
         """Go on from a backup older than what others have seen, at the price of every budget.
 
         known: the signed checkpoints of the lost branch, newest last; envelope: the DSSE envelope
-        of `entries.recovery_statement` over them, all lineages and the reason, signed by two
+        of `signed.recovery_statement` over them, all lineages and the reason, signed by two
         approvers who are on the ring of the backup.
         Raises `OrderError` when nothing was lost, `SignatureError` without two signatures.
 

@@ -158,6 +158,11 @@ class Reader:
         with self._reading():
             return self._history.run(run)
 
+    def run_of_plan(self, plan_sha256: str) -> str | None:
+        """The run that was reserved for a plan, if there is one."""
+        with self._reading():
+            return self._history.run_of_plan(plan_sha256)
+
     def keyring(self) -> Keyring:
         """The ring of named people."""
         with self._reading():

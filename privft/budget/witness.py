@@ -43,6 +43,7 @@ from typing import Any
 from privft.budget.entries import Entry
 from privft.budget.ledger import Ledger
 from privft.budget.reader import Reader
+from privft.budget.signed import ANSWER_FORMAT, answer_message
 from privft.budget.translog import Checkpoint, verify_consistency
 from privft.errors import IntegrityError, SignatureError
 from privft.signing import (
@@ -54,7 +55,6 @@ from privft.signing import (
 )
 
 CHALLENGE_FORMAT = "privft-witness-challenge-v1"
-ANSWER_FORMAT = "privft-witness-answer-v1"
 _COSIGNATURE = 4
 _CHALLENGE_TYPES = {"format": str, "nonce": str, "checkpoint": str, "since": int, "proof": list}
 _ANSWER_FIELDS = {"format", "witness", "nonce", "checkpoint", "cosigned", "signature"}
@@ -144,7 +144,7 @@ def answer(
         "checkpoint": newest,
         "cosigned": cosign(challenge["checkpoint"], witness, posix_time=posix_time) if good else "",
     }
-    signature = base64.b64encode(witness.sign(canonical_json(signed))).decode()
+    signature = base64.b64encode(witness.sign(answer_message(signed))).decode()
     return {**signed, "signature": signature}, challenge["checkpoint"] if good else newest
 
 

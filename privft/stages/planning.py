@@ -363,6 +363,11 @@ def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
     check_unedited(plan)
     if dataset_entry(ledger, plan.dataset).body["lineage"] != plan.lineage:
         raise PlanError(f"the plan names another lineage than that of {plan.dataset}")
+    if (ran := ledger.run_of_plan(plan.digest)) is not None:
+        raise PlanError(
+            f"this plan was trained already, as run {ran}",
+            hint="one plan is one run, and so is its approval: privft plan makes another",
+        )
     check_extends(ledger, plan.checkpoint, "the plan")
     policy = policy_of(workspace, ledger, plan.dataset)
     reasons = stale_reasons(

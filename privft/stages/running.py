@@ -97,6 +97,7 @@ def start(
                 "epsilon": plan.cost,
             },
             cap=ledger.budget(plan.lineage).cap,
+            budget_sha256=plan.budget_sha256,
         )
         run = str(entry.body["run"])
         watch.say(f"reserved as run {run}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from privft.budget.entries import Entry
 from privft.budget.filter import Cap
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
-from privft.signing import SigningKey
+from privft.budget.signed import waiver_message
+from privft.signing import Identity, SigningKey
 
 ORIGIN = "privft/ward-7"
 LOG_KEY = SigningKey.from_bytes(ORIGIN, bytes(range(32)))
@@ -46,13 +49,19 @@ def dataset_body(
 
 
 def reservation_body(
-    *, steps: int = 40, noise: float = 1.1, dataset: str = "notes", lineage: str = LINEAGE
+    *,
+    steps: int = 40,
+    noise: float = 1.1,
+    dataset: str = "notes",
+    lineage: str = LINEAGE,
+    plan: str | None = None,
 ) -> dict[str, Any]:
+    """The body of a reservation, for a plan of its own unless one is named."""
     planned = mechanism(steps=steps, noise=noise)
     return {
         "dataset": dataset,
         "lineage": lineage,
-        "plan_sha256": HASH,
+        "plan_sha256": plan or secrets.token_hex(32),
         "mechanism": planned.to_dict(),
         "events": [planned.event().to_dict()],
         "run_key": HASH,
@@ -86,6 +95,28 @@ def new_ledger(folder: Path, *, cap: Cap = CAP, time: str = "2026-01-01T00:00:00
 
 def reserve(ledger: Ledger, *, cap: Cap = CAP, **body: Any) -> Entry:
     return ledger.reserve(actor="ann", body=reservation_body(**body), cap=cap)
+
+
+def key_added(person: Identity, *roles: str) -> dict[str, Any]:
+    return {
+        "name": person.name,
+        "roles": list(roles),
+        "ed25519": person.public.ed25519,
+        "x25519": person.public.x25519,
+        "expires": None,
+    }
+
+
+def waiver_signatures(people: Sequence[Identity], run: str, **said: str) -> list[dict[str, str]]:
+    message = waiver_message(run, **({"statement_sha256": HASH} | said))
+    return [
+        {
+            "name": person.name,
+            "keyid": person.signing.public.keyid,
+            "signature": person.signing.sign(message).hex(),
+        }
+        for person in people
+    ]
 
 
 def run_to_the_end(ledger: Ledger, *, steps: int = 3, cap: Cap = CAP, noise: float = 1.1) -> str:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ import pytest
 
 from privft.budget.filter import Cap, admit, fits
 from privft.budget.ledger import Ledger
-from privft.errors import BudgetExceeded, IntegrityError, PrivftError
+from privft.errors import BudgetExceeded, IntegrityError, PlanError, PrivftError
 from tests.budget.samples import (
     CAP,
     LINEAGE,
@@ -281,6 +282,41 @@ def test_a_crowd_reserving_at_once_never_exceeds_the_cap(tmp_path: Path) -> None
         assert ledger.verify().runs == room
     assert view.epsilon_spent <= cap.epsilon
     assert not admit(cap, view.reserved, [event]).admitted
+
+
+def test_two_processes_with_one_plan_get_one_run(tmp_path: Path) -> None:
+    """Both are held until both have read the ledger and found the plan unused."""
+    with new_ledger(tmp_path):
+        pass
+    for number in range(8):
+        plan = f"{number:064x}"
+        start_read, start_write = os.pipe()
+        children = []
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                code = 8
+                try:
+                    os.close(start_write)
+                    with open_at(tmp_path / "ledger.db") as ledger:
+                        assert ledger.run_of_plan(plan) is None
+                        os.read(start_read, 1)  # until the parent lets go of both
+                        reserve(ledger, steps=1, plan=plan)
+                        code = 0
+                except PlanError:
+                    code = 7
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            children.append(child)
+        os.close(start_read)
+        time.sleep(0.05)
+        os.close(start_write)
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        assert codes == [0, 7]
+    with open_at(tmp_path / "ledger.db") as ledger:
+        assert ledger.verify().runs == 8
 
 
 def flip_bytes(path: Path, tmp_path: Path, positions: range, mask: int) -> tuple[int, int]:

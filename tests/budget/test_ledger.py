@@ -26,9 +26,13 @@ from privft.errors import (
     InputError,
     IntegrityError,
     OrderError,
+    PlanError,
     PolicyRefused,
     PrivftError,
+    SignatureError,
 )
+from privft.plan import approval_message
+from privft.signing import Identity
 from tests.budget.samples import (
     CAP,
     HASH,
@@ -37,12 +41,14 @@ from tests.budget.samples import (
     ORIGIN,
     OTHER_KEY,
     dataset_body,
+    key_added,
     mechanism,
     new_ledger,
     reservation_body,
     reserve,
     run_to_the_end,
     step_digest,
+    waiver_signatures,
 )
 
 REFUSED: dict[str, Any] = {"plan_sha256": HASH, "code": 11, "reason": "x"}
@@ -204,36 +210,152 @@ def test_a_copy_of_a_data_set_shares_its_budget(ledger: Ledger) -> None:
         reserve(ledger, steps=3000)
 
 
+ANN, BEN, EVE = (Identity.generate(name) for name in ("ann", "ben", "eve"))
+NOW, SOON, LATER = "2030-01-01T00:00:00Z", "2030-01-02T00:00:00Z", "2030-02-01T00:00:00Z"
+RELEASE: dict[str, Any] = {"files": {"a": HASH}, "statement_sha256": HASH}
+AUDIT: dict[str, Any] = {"statement_sha256": HASH, "suite": "quick", "suite_digest": HASH}
+
+
+def enrol(ledger: Ledger) -> None:
+    for person, role in ((ANN, "approver"), (BEN, "approver"), (EVE, "operator")):
+        ledger.append("key-added", key_added(person, role), actor="ann")
+
+
+def audit(ledger: Ledger, run: str, verdict: str, time: str = NOW) -> None:
+    ledger.append("run-audited", {"run": run, "verdict": verdict, **AUDIT}, actor="ann", time=time)
+
+
+def release(ledger: Ledger, run: str, time: str = NOW) -> None:
+    ledger.append("run-released", {"run": run, **RELEASE}, actor="ann", time=time)
+
+
+def waive(ledger: Ledger, run: str, time: str = NOW, **changes: Any) -> None:
+    signatures = waiver_signatures((ANN, BEN), run, reason="x", expires=SOON)
+    body = {"run": run, "reason": "x", "expires": SOON, "signatures": signatures, **changes}
+    ledger.append("run-waived", body, actor="ben", time=time)
+
+
 def test_release_needs_a_passed_audit_or_a_waiver_in_time(ledger: Ledger) -> None:
-    release = {"files": {"a": HASH}, "statement_sha256": HASH}
-    audit = {"statement_sha256": HASH, "suite": "quick", "suite_digest": HASH}
-    signatures = [{"name": "ann"}, {"name": "ben"}]
+    enrol(ledger)
     run = run_to_the_end(ledger)
+    with pytest.raises(OrderError):
+        release(ledger, run)
+    with pytest.raises(OrderError):
+        waive(ledger, run)
+    audit(ledger, run, "failed")
+    with pytest.raises(OrderError):
+        release(ledger, run)
+    waive(ledger, run)
+    with pytest.raises(OrderError):
+        release(ledger, run, LATER)
+    audit(ledger, run, "failed")  # its newest verdict has no waiver
+    with pytest.raises(OrderError):
+        release(ledger, run)
+    waive(ledger, run)
+    release(ledger, run)
+    assert ledger.verify().runs == 1
 
-    def waive(expires: str) -> None:
-        body = {"run": run, "reason": "x", "expires": expires, "signatures": signatures}
-        ledger.append("run-waived", body, actor="ben")
 
-    with pytest.raises(OrderError):
-        ledger.append("run-released", {"run": run, **release}, actor="ann")
-    with pytest.raises(OrderError):
-        waive("2999-01-01T00:00:00Z")
-    ledger.append("run-audited", {"run": run, "verdict": "failed", **audit}, actor="ann")
-    with pytest.raises(OrderError):
-        ledger.append("run-released", {"run": run, **release}, actor="ann")
-    waive("2020-01-01T00:00:00Z")
-    with pytest.raises(OrderError):
-        ledger.append("run-released", {"run": run, **release}, actor="ann")
-    waive("2999-01-01T00:00:00Z")
-    ledger.append("run-released", {"run": run, **release}, actor="ann")
-    closed = reserve(ledger, steps=2).body["run"]
-    with pytest.raises(OrderError):
-        ledger.append("run-audited", {"run": closed, "verdict": "passed", **audit}, actor="ann")
-    settle(ledger, closed, outcome="closed")
-    ledger.append("run-audited", {"run": closed, "verdict": "passed", **audit}, actor="ann")
-    with pytest.raises(OrderError):
-        ledger.append("run-released", {"run": closed, **release}, actor="ann")
-    assert ledger.verify().runs == 2
+def test_a_closed_run_is_neither_audited_nor_waived_nor_released(ledger: Ledger) -> None:
+    run = reserve(ledger, steps=2).body["run"]
+    for state in ("open", "closed"):
+        with pytest.raises(OrderError):
+            audit(ledger, run, "passed")
+        with pytest.raises(OrderError):
+            release(ledger, run)
+        if state == "open":
+            settle(ledger, run, outcome="closed")
+
+
+def test_nothing_is_said_of_a_run_after_its_release(ledger: Ledger) -> None:
+    run = run_to_the_end(ledger)
+    audit(ledger, run, "passed")
+    release(ledger, run)
+    size = ledger.size
+    for act in (lambda: audit(ledger, run, "failed"), lambda: release(ledger, run)):
+        with pytest.raises(OrderError, match="released by entry"):
+            act()
+    assert ledger.size == size
+
+
+FORGED = {
+    "another reason": {"reason": "y"},
+    "another end": {"expires": LATER},
+    "another run": {"signatures": waiver_signatures((ANN, BEN), "r-2", reason="x", expires=SOON)},
+    "no two people": {"people": (ANN, ANN)},
+    "no approver": {"people": (ANN, EVE)},
+    "a stranger": {"people": (ANN, Identity.generate("mallory"))},
+    "a borrowed name": {"people": (ANN, Identity.generate("ben"))},
+    "another statement": {"people": (ANN, BEN), "statement_sha256": "cd" * 32},
+    "a third who did not sign": {"people": (ANN, BEN), "more": {"name": "eve"}},
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_a_waiver_that_two_approvers_did_not_sign_is_refused_and_does_not_verify(
+    ledger: Ledger, forgery: str
+) -> None:
+    enrol(ledger)
+    run = run_to_the_end(ledger)
+    audit(ledger, run, "failed")
+    changes = dict(FORGED[forgery])
+    if people := changes.pop("people", None):
+        said = {"reason": "x", "expires": SOON}
+        if statement := changes.pop("statement_sha256", None):
+            said["statement_sha256"] = statement
+        changes["signatures"] = waiver_signatures(people, run, **said)
+        if more := changes.pop("more", None):
+            changes["signatures"].append(more)
+    with pytest.raises((SignatureError, PolicyRefused)):
+        waive(ledger, run, **changes)
+    with pytest.MonkeyPatch.context() as patch:  # a program that does not look
+        patch.setattr("privft.budget.history.check_waiver", lambda *_, **__: None)
+        waive(ledger, run, **changes)
+        ledger.verify()
+    with pytest.raises(IntegrityError):
+        ledger.verify()
+
+
+def test_an_approval_is_signed_by_an_approver_or_does_not_verify(ledger: Ledger) -> None:
+    enrol(ledger)
+
+    def approve(person: Identity, plan: str, name: str) -> None:
+        signature = person.signing.sign(approval_message(plan)).hex()
+        body = {"plan_sha256": HASH, "approver": name, "signature": signature}
+        ledger.append("plan-approved", body, actor=name)
+
+    approve(ANN, HASH, "ann")
+    size = ledger.size
+    for wrong in ((BEN, HASH, "ann"), (EVE, HASH, "eve"), (ANN, "cd" * 32, "ann")):
+        with pytest.raises((SignatureError, PolicyRefused)):
+            approve(*wrong)
+    assert ledger.size == size
+    ledger.verify()
+
+
+def test_one_plan_is_one_run_even_when_the_run_cost_nothing(ledger: Ledger) -> None:
+    before = ledger.budget(LINEAGE).digest
+    run = reserve(ledger, plan=HASH).body["run"]
+    settle(ledger, run)
+    assert ledger.budget(LINEAGE).digest == before
+    with pytest.raises(PlanError, match=f"as run {run}"):
+        reserve(ledger, plan=HASH)
+    assert ledger.run_of_plan(HASH) == run
+    assert ledger.run_of_plan("cd" * 32) is None
+    assert len(ledger.runs()) == 1
+
+
+def test_a_plan_priced_against_another_budget_is_stale_inside_the_lock(ledger: Ledger) -> None:
+    def reserve_against(digest: str) -> None:
+        body = reservation_body()
+        ledger.reserve(actor="ann", body=body, cap=CAP, budget_sha256=digest)
+
+    seen = ledger.budget(LINEAGE).digest
+    reserve_against(seen)
+    with pytest.raises(PlanError, match="stale"):
+        reserve_against(seen)
+    reserve_against(ledger.budget(LINEAGE).digest)
+    assert len(ledger.runs()) == 2
 
 
 def test_time_in_the_ledger_never_runs_backwards(ledger: Ledger) -> None:

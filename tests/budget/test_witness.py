@@ -10,20 +10,30 @@ from typing import Any
 
 import pytest
 
-from privft.budget.entries import RECOVERY_TYPE, recovery_statement
 from privft.budget.ledger import Ledger
 from privft.budget.replay import verify_bundle
+from privft.budget.signed import RECOVERY_TYPE, recovery_statement
 from privft.budget.witness import accept, answer, ask, cosign, cosigned_at
 from privft.errors import BudgetExceeded, IntegrityError, OrderError, SignatureError
 from privft.signing import Identity, SigningKey, dsse_sign
-from tests.budget.samples import LINEAGE, LOG_KEY, OTHER_KEY, new_ledger, reserve, run_to_the_end
+from tests.budget.samples import (
+    LINEAGE,
+    LOG_KEY,
+    OTHER_KEY,
+    key_added,
+    new_ledger,
+    reserve,
+    run_to_the_end,
+)
 
-DESK = SigningKey.from_bytes("desk", bytes(range(2, 34)))
+WITNESS = Identity.generate("desk")
+DESK = WITNESS.signing
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with new_ledger(tmp_path) as opened:
+        opened.append("key-added", key_added(WITNESS, "witness"), actor="ann")
         yield opened
 
 
@@ -142,7 +152,7 @@ def test_a_cosignature_names_its_witness_and_time(ledger: Ledger) -> None:
     with pytest.raises(SignatureError):
         cosigned_at(note, OTHER_KEY.public)
     with pytest.raises(SignatureError):
-        cosigned_at(note.replace("\n2\n", "\n3\n"), DESK.public)
+        cosigned_at(note.replace("\n3\n", "\n4\n"), DESK.public)
 
 
 PEOPLE = [Identity.generate(name) for name in ("ann", "ben", "eve")]
@@ -150,14 +160,7 @@ PEOPLE = [Identity.generate(name) for name in ("ann", "ben", "eve")]
 
 def enrol(ledger: Ledger) -> None:
     for person, role in zip(PEOPLE, ("approver", "approver", "operator"), strict=True):
-        body = {
-            "name": person.name,
-            "roles": [role],
-            "ed25519": person.public.ed25519,
-            "x25519": person.public.x25519,
-            "expires": None,
-        }
-        ledger.append("key-added", body, actor="ann")
+        ledger.append("key-added", key_added(person, role), actor="ann")
 
 
 def recover(ledger: Ledger, known: list[str], signers: list[Identity], **changes: Any) -> Any:

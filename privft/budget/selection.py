@@ -1,0 +1,224 @@
+"""Private selection by random stopping: the best of an unknown number of runs, at a known price.
+
+Trying k settings and keeping the best costs k runs, unless the number of tries is itself random
+and hidden.  Papernot and Steinke (2022, "Hyperparameter tuning with Renyi differential privacy",
+arXiv 2110.03620): draw K, repeat a mechanism K times, and publish the best output alone, best by a
+score that is part of the mechanism.  If one repetition has Renyi divergence rdp(a) at order a, the
+selection has, with K from the truncated negative binomial distribution of shape eta and parameter
+gamma (theorem 2; eta = 0 is logarithmic, 1 geometric), for every order b of a grid
+
+    rdp(a) + (1 + eta) (1 - 1/b) rdp(b) + (1 + eta) log(1/gamma) / b + log(E[K]) / (a - 1)
+
+and with K from the Poisson distribution of mean m (theorem 6), if one repetition is also
+(log(1 + 1/(a - 1)), delta)-DP,
+
+    rdp(a) + m delta + log(m) / (a - 1).
+
+Larger orders bound smaller ones, since Renyi divergence grows with the order.
+
+What has to stay hidden is K: in what is published, in the ledger (one reservation and one
+settlement for the whole selection, never one for each repetition) and in time.  A repetition is
+therefore priced with its score: an event of its own where it is computed from private records,
+nothing where it is computed from public text.
+
+    {"kind": "random-stopping", "distribution": "truncated-negative-binomial", "shape": 1.0,
+     "mean": 8.0, "events": [{"kind": "poisson-gaussian", ...}, ...]}
+    {"kind": "random-stopping", "distribution": "poisson", "mean": 8.0, "events": [...]}
+
+No PLD accountant knows this event, so it has one accountant and says so (`SINGLE_NOTE`); and only
+under add/remove.  Nothing here is executed: `privft train` refuses a randomly stopped sweep.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from privft.budget.filter import conversion, rdp
+from privft.budget.mechanism import Event
+from privft.errors import AccountingError
+
+KIND = "random-stopping"
+TRUNCATED, POISSON = "truncated-negative-binomial", "poisson"
+SINGLE_NOTE = "one accountant only (RDP): no PLD accountant supports random stopping"
+GRID = tuple(float(order) for order in (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024))
+"""Orders among which the best one is sought; whole, because their RDP is a finite sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The best of K repetitions of `events`, where K is random and nobody learns it.
+
+    events: one whole repetition, the score included where it is computed from private records.
+    mean: E[K], at least 1.  shape: eta of the truncated negative binomial, None for Poisson.
+    """
+
+    events: tuple[Event, ...]
+    mean: float
+    shape: float | None
+
+    def __post_init__(self) -> None:
+        if not self.events:
+            raise ValueError("expected at least one event in a repetition")
+        if not (math.isfinite(self.mean) and self.mean >= 1):
+            raise ValueError(f"expected a finite mean >= 1, got {self.mean}")
+        if self.shape is None:
+            return
+        if not 0 <= self.shape <= 100:
+            raise ValueError(f"expected 0 <= shape <= 100, got {self.shape}")
+        if self.mean < 1 + 1e-9:
+            raise ValueError("expected a mean above 1: one repetition needs no selection")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as in the module's docstring."""
+        shape = {} if self.shape is None else {"shape": self.shape}
+        return {
+            "kind": KIND,
+            "distribution": POISSON if self.shape is None else TRUNCATED,
+            **shape,
+            "mean": self.mean,
+            "events": [event.to_dict() for event in self.events],
+        }
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Selection:
+        """The inverse of `to_dict`; raises `AccountingError` on anything that it does not know."""
+        distribution = value.get("distribution")
+        more = {TRUNCATED: {"shape"}, POISSON: set[str]()}.get(str(distribution))
+        if value.get("kind") != KIND or more is None:
+            raise AccountingError(f"expected a known way of stopping, got {distribution!r}")
+        expected = {"kind", "distribution", "mean", "events"} | more
+        numbers = [value.get(name) for name in ("mean", *more)]
+        if set(value) != expected or not isinstance(value["events"], list):
+            raise AccountingError(
+                f"expected the fields {sorted(expected)} in a {KIND} event, got {sorted(value)}"
+            )
+        if not all(type(number) in (int, float) for number in numbers):
+            raise AccountingError(f"expected numbers in a {KIND} event, got {numbers}")
+        try:
+            return Selection(
+                events=tuple(Event.from_dict(event) for event in value["events"]),
+                mean=float(value["mean"]),
+                shape=float(value["shape"]) if more else None,
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise AccountingError(f"{KIND} event: {error}") from error
+
+
+AnyEvent = Event | Selection
+
+
+def event_from_dict(value: Mapping[str, Any]) -> AnyEvent:
+    """An event of any kind; raises `AccountingError` for an unknown one."""
+    return Selection.from_dict(value) if value.get("kind") == KIND else Event.from_dict(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleCost:
+    """What a list of events costs by RDP alone, under add/remove; see `accounting.Cost`."""
+
+    epsilon_rdp: float
+    note: str
+    delta: float
+    best_order: float
+    order_at_edge: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping, fit for canonical JSON."""
+        return asdict(self)
+
+
+def total_rdp(events: Sequence[AnyEvent], orders: Sequence[float]) -> tuple[float, ...]:
+    """The sum of Renyi divergences at each whole order >= 2 from `GRID` or beside it."""
+    sums = list(rdp([event for event in events if isinstance(event, Event)], orders))
+    for event in events:
+        if isinstance(event, Selection):
+            sums = [a + b for a, b in zip(sums, _selection_rdp(event, tuple(orders)), strict=True)]
+    return tuple(sums)
+
+
+def single_cost(events: Sequence[AnyEvent], delta: float) -> SingleCost:
+    """Epsilon of a list that holds a selection, from the best order of `GRID`."""
+    if not 0 < delta < 1:
+        raise ValueError(f"expected 0 < delta < 1, got {delta}")
+    sums = total_rdp(events, GRID)
+    costs = [total + conversion(order, delta) for total, order in zip(sums, GRID, strict=True)]
+    best = min(range(len(GRID)), key=costs.__getitem__)
+    if not math.isfinite(costs[best]):
+        raise AccountingError(f"RDP epsilon at delta {delta:g} is {costs[best]}")
+    return SingleCost(
+        epsilon_rdp=max(0.0, costs[best]),
+        note=SINGLE_NOTE,
+        delta=delta,
+        best_order=GRID[best],
+        order_at_edge=best in (0, len(GRID) - 1),
+    )
+
+
+@lru_cache(maxsize=256)
+def _selection_rdp(selection: Selection, orders: tuple[float, ...]) -> tuple[float, ...]:
+    grid = tuple(sorted({*orders, *GRID}))
+    each = dict(zip(grid, rdp(selection.events, grid), strict=True))
+    found = stopped_rdp(each.__getitem__, grid, mean=selection.mean, shape=selection.shape)
+    return tuple(found[order] for order in orders)
+
+
+def stopped_rdp(
+    each: Callable[[float], float], grid: Sequence[float], *, mean: float, shape: float | None
+) -> dict[float, float]:
+    """The bounds of the module's docstring at each order of a rising grid.
+
+    each: Renyi divergence of one repetition at an order of the grid.
+    """
+    if shape is None:
+        bounds = {
+            order: each(order)
+            + mean * _delta_at(math.log1p(1 / (order - 1)), each, grid)
+            + math.log(mean) / (order - 1)
+            for order in grid
+        }
+    else:
+        log_inverse_gamma, exact_mean = _gamma(shape, mean)
+        extra = (1 + shape) * min(
+            (1 - 1 / order) * each(order) + log_inverse_gamma / order for order in grid
+        )
+        bounds = {order: each(order) + extra + math.log(exact_mean) / (order - 1) for order in grid}
+    lowest = math.inf
+    for order in reversed(grid):  # a divergence grows with its order
+        lowest = min(lowest, bounds[order])
+        bounds[order] = lowest
+    return bounds
+
+
+def _delta_at(epsilon: float, each: Callable[[float], float], grid: Sequence[float]) -> float:
+    """The delta that RDP gives at this epsilon: proposition 12 of Canonne, Kamath and Steinke."""
+    logs = [
+        (order - 1) * (each(order) - epsilon + math.log1p(-1 / order)) - math.log(order)
+        for order in grid
+    ]
+    return min(1.0, math.exp(min(0.0, *logs)))
+
+
+def _gamma(shape: float, mean: float) -> tuple[float, float]:
+    """log(1/gamma) of the distribution with at least this mean, and its mean.
+
+    E[K] is eta (1 - gamma) / (gamma (1 - gamma^eta)), and for eta = 0 its limit; it falls as
+    gamma rises, and the end of the bisection with the larger mean is the private one.
+    """
+
+    def expected(log_inverse: float) -> float:
+        inverse = math.exp(log_inverse)
+        if shape == 0:
+            return math.expm1(log_inverse) / log_inverse
+        return shape * (inverse - 1) / -math.expm1(-shape * log_inverse)
+
+    low, high = 1e-12, 1.0
+    while expected(high) < mean:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected(middle) < mean else (low, middle)
+    return high, expected(high)

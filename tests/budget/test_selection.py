@@ -1,0 +1,197 @@
+"""Random stopping: held to the exact divergence of small mechanisms, to dp_accounting, by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from privft.budget.filter import conversion, rdp
+from privft.budget.mechanism import Event
+from privft.budget.selection import (
+    GRID,
+    Selection,
+    event_from_dict,
+    single_cost,
+    stopped_rdp,
+    total_rdp,
+)
+from privft.errors import AccountingError
+
+RUN = Event(noise_multiplier=4.0, sampling_probability=0.05, count=100)
+SCORE = Event(noise_multiplier=20.0)
+SHAPES = st.one_of(st.none(), st.just(0.0), st.floats(0.1, 4.0))
+
+
+def renyi(p: np.ndarray, q: np.ndarray, order: float) -> float:
+    return float(np.log(np.sum(p**order * q ** (1 - order))) / (order - 1))
+
+
+def best_of(p: np.ndarray, mean: float, shape: float | None) -> np.ndarray:
+    """The distribution of the best of K outcomes (the last is best): the generating function of K
+    at the distribution function of one, differenced.  Nothing at all, where K is 0, comes first."""
+    below = np.concatenate([[0.0], np.cumsum(p)])
+    below[-1] = 1.0
+    if shape is None:
+        made = np.exp(mean * (below - 1))
+        return np.diff(np.concatenate([[0.0], made]))
+    gamma = 1.0
+    low, high = 1e-9, 1 - 1e-9
+    for _ in range(200):
+        gamma = (low + high) / 2
+        if shape == 0:
+            expected = (1 / gamma - 1) / math.log(1 / gamma)
+        else:
+            expected = shape * (1 - gamma) / (gamma * (1 - gamma**shape))
+        low, high = (gamma, high) if expected > mean else (low, gamma)
+    if shape == 0:
+        made = np.log(1 - (1 - gamma) * below) / math.log(gamma)
+    else:
+        made = ((1 - (1 - gamma) * below) ** -shape - 1) / (gamma**-shape - 1)
+    return np.diff(made)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6),
+    st.lists(st.floats(0.6, 1.7), min_size=6, max_size=6),
+    st.floats(1.2, 20.0),
+    SHAPES,
+)
+def test_the_bound_holds_for_mechanisms_whose_divergence_is_known(
+    weights: list[float], ratios: list[float], mean: float, shape: float | None
+) -> None:
+    p = np.array(weights) / sum(weights)
+    q = p * ratios[: len(p)]
+    q = q / q.sum()
+    grid = tuple(float(order) for order in (*range(2, 33), 64))
+    for one, other in ((p, q), (q, p)):
+        bound = stopped_rdp(
+            lambda order: max(renyi(p, q, order), renyi(q, p, order)),
+            grid,
+            mean=mean,
+            shape=shape,
+        )
+        for order in (2.0, 3.0, 8.0, 32.0):
+            exact = renyi(best_of(one, mean, shape), best_of(other, mean, shape), order)
+            assert exact <= bound[order] + 1e-9
+
+
+def test_a_bound_without_its_terms_does_not_hold() -> None:
+    """The test above can fail: one run's own divergence is no bound for the best of many."""
+    p, q = np.array([0.9, 0.1]), np.array([0.95, 0.05])
+    exact = renyi(best_of(p, 10.0, 1.0), best_of(q, 10.0, 1.0), 2.0)
+    assert exact > 2 * renyi(p, q, 2.0)
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.5, 1.0, 3.0, None])
+@pytest.mark.parametrize("mean", [1.5, 8.0, 100.0])
+def test_the_numbers_are_those_of_dp_accounting(shape: float | None, mean: float) -> None:
+    import dp_accounting
+    from dp_accounting.dp_event import RepeatAndSelectDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    event = dp_accounting.SelfComposedDpEvent(
+        dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(4.0)), 100
+    )
+    theirs = RdpAccountant(list(GRID)).compose(
+        RepeatAndSelectDpEvent(event, mean, math.inf if shape is None else shape)
+    )
+    selection = Selection(events=(RUN,), mean=mean, shape=shape)
+    ours = dict(zip(GRID, total_rdp([selection], GRID), strict=True))
+    for order, value in zip(GRID, theirs.rdp, strict=True):
+        # theirs does not use larger orders to bound smaller ones where K is Poisson
+        assert ours[order] <= value * (1 + 1e-6)
+        if shape is not None:
+            assert ours[order] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_geometric_number_of_gaussians_by_hand() -> None:
+    # rdp(a) = a rho with rho = 1/(2 20^2) = 0.00125; gamma = 1/mean = 1/4; eta = 1
+    selection = Selection(events=(SCORE,), mean=4.0, shape=1.0)
+    rho, mean = 0.00125, 4.0
+    least = min((1 - 1 / b) * b * rho + math.log(mean) / b for b in GRID)
+    for order in (2.0, 10.0, 30.0):
+        by_hand = min(a * rho + 2 * least + math.log(mean) / (a - 1) for a in GRID if a >= order)
+        assert total_rdp([selection], (order,)) == pytest.approx((by_hand,))
+
+
+def test_a_selection_costs_more_than_one_run_and_less_than_all_of_them() -> None:
+    mean = 10.0
+    chosen = single_cost([Selection(events=(RUN, SCORE), mean=mean, shape=1.0)], 1e-6)
+    once, all_of_them = single_cost([RUN, SCORE], 1e-6), single_cost([RUN, SCORE] * 10, 1e-6)
+    assert once.epsilon_rdp < chosen.epsilon_rdp < all_of_them.epsilon_rdp
+    assert "one accountant" in chosen.note
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(1.1, 50.0), SHAPES, st.floats(1.05, 2.0))
+def test_epsilon_is_monotone_in_mean_noise_steps_and_delta(
+    mean: float, shape: float | None, more: float
+) -> None:
+    def epsilon(m: float, noise: float, count: int, delta: float) -> float:
+        run = Event(noise_multiplier=noise, sampling_probability=0.05, count=count)
+        return single_cost([Selection(events=(run,), mean=m, shape=shape)], delta).epsilon_rdp
+
+    base = epsilon(mean, 4.0, 100, 1e-6)
+    assert epsilon(mean * more, 4.0, 100, 1e-6) >= base - 1e-9
+    assert epsilon(mean, 4.0 * more, 100, 1e-6) <= base + 1e-9
+    assert epsilon(mean, 4.0, math.ceil(100 * more), 1e-6) >= base - 1e-9
+    assert epsilon(mean, 4.0, 100, 1e-6 * more) <= base + 1e-9
+
+
+def test_a_score_on_private_records_is_charged() -> None:
+    without = single_cost([Selection(events=(RUN,), mean=5.0, shape=0.0)], 1e-6)
+    with_score = single_cost([Selection(events=(RUN, SCORE), mean=5.0, shape=0.0)], 1e-6)
+    assert with_score.epsilon_rdp > without.epsilon_rdp
+
+
+def test_plain_events_add_to_a_selection() -> None:
+    selection = Selection(events=(RUN,), mean=5.0, shape=0.0)
+    alone, both = total_rdp([selection], (3.0, 9.0)), total_rdp([SCORE, selection], (3.0, 9.0))
+    score = rdp([SCORE], (3.0, 9.0))
+    assert both == pytest.approx([alone[0] + score[0], alone[1] + score[1]])
+    cost = single_cost([SCORE], 1e-6)
+    sums = rdp([SCORE], GRID)
+    by_hand = min(total + conversion(order, 1e-6) for total, order in zip(sums, GRID, strict=True))
+    assert cost.epsilon_rdp == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("shape", [None, 0.0, 2.5])
+def test_a_selection_survives_json(shape: float | None) -> None:
+    selection = Selection(events=(RUN, SCORE), mean=5.0, shape=shape)
+    text = json.dumps(selection.to_dict(), allow_nan=False)
+    assert event_from_dict(json.loads(text)) == selection
+    assert event_from_dict(RUN.to_dict()) == RUN
+
+
+GOOD: dict[str, Any] = Selection(events=(RUN,), mean=5.0, shape=1.0).to_dict()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {**GOOD, "more": 1},
+        {**GOOD, "distribution": "geometric"},
+        {**GOOD, "mean": 0.5},
+        {**GOOD, "mean": 1.0},
+        {**GOOD, "mean": math.inf},
+        {**GOOD, "mean": "5"},
+        {**GOOD, "shape": -0.5},
+        {**GOOD, "shape": None},
+        {**GOOD, "shape": math.nan},
+        {**GOOD, "events": []},
+        {**GOOD, "events": "x"},
+        {**GOOD, "events": [GOOD]},
+        {**GOOD, "distribution": "poisson"},
+        {name: value for name, value in GOOD.items() if name != "shape"},
+    ],
+)
+def test_a_malformed_selection_is_an_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AccountingError):
+        event_from_dict(wrong)
