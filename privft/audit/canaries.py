@@ -38,11 +38,12 @@ Unit = dict[str, Any]
 PREFIX = "privft-canary"
 _FIRST_CANDIDATE = 1 << 32
 
+# The number stands last, so that an extraction can begin with all the rest.
 _TEMPLATES = (
     "The record number of {name} is {number}.",
     "{name} can be reached under the number {number}.",
     "Access code for {name}: {number}.",
-    "Account {number} belongs to {name}.",
+    "The account of {name} is {number}.",
 )
 
 

@@ -46,11 +46,14 @@ _QUADRATURE = 4096
 class RateBound:
     """Bounds from both error rates of a threshold attack on independent runs.
 
-    correction says how the choice of the threshold was paid for.
+    ceiling, mu_ceiling: what scores that separate perfectly would have given; correction says how
+    the choice of the threshold was paid for.
     """
 
     epsilon: float
+    ceiling: float
     mu: float
+    mu_ceiling: float
     false_positives: int
     correction: str
 
@@ -122,9 +125,14 @@ def rates_from_scores(
         raise ValueError(f"expected more scores, got {len(inside)} in and {len(outside)} out")
     share = significance / len(candidates)
     rows = [_at_rank(inside, outside, k, share, delta) for k in candidates]
+    perfect = [
+        _at_hits(len(inside), len(inside), len(outside), k, share, delta) for k in candidates
+    ]
     return RateBound(
         epsilon=max(row[0] for row in rows),
+        ceiling=max(row[0] for row in perfect),
         mu=max(row[1] for row in rows),
+        mu_ceiling=max(row[1] for row in perfect),
         false_positives=max(rows)[2],
         correction=words,
     )
@@ -139,15 +147,21 @@ def _at_rank(
 ) -> tuple[float, float, int]:
     threshold = np.sort(outside)[-rank]
     hits = int(np.sum(inside > threshold))
+    return _at_hits(hits, len(inside), len(outside), rank, significance, delta)
+
+
+def _at_hits(
+    hits: int, positives: int, negatives: int, rank: int, significance: float, delta: float
+) -> tuple[float, float, int]:
     epsilon = epsilon_from_rates(
         true_positives=hits,
-        positives=len(inside),
+        positives=positives,
         false_positives=rank - 1,
-        negatives=len(outside),
+        negatives=negatives,
         significance=significance,
         delta=delta,
     )
-    mu = _mu_from_rates(hits, len(inside), rank - 1, len(outside), significance)
+    mu = _mu_from_rates(hits, positives, rank - 1, negatives, significance)
     return epsilon, mu, rank - 1
 
 
@@ -173,7 +187,10 @@ def _scores(name: str, values: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class MuInterval:
-    """A shift in standard deviations with one-sided bounds, each at the stated significance."""
+    """A shift in standard deviations with one-sided bounds, each at the stated significance.
+
+    There is no ceiling: scores that separate perfectly may be any number of spreads apart.
+    """
 
     lower: float
     estimate: float

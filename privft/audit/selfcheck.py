@@ -143,7 +143,8 @@ def _shift(
         detail=(
             f"mu is {theory:.3f} in theory; lower bound {interval.lower:.3f}, estimate "
             f"{interval.estimate:.3f}, from {len(scores)} scores assumed normal with one spread; "
-            f"without that assumption {rates.mu:.3f} ({rates.correction}); "
+            f"without that assumption {rates.mu:.3f} ({rates.correction}; a perfect attack: "
+            f"{rates.mu_ceiling:.3f}); "
             f"significance {spec.significance:g}"
         ),
     )

@@ -45,6 +45,8 @@ from privft.errors import AuditFailed
 
 ScoreUnits = Callable[[Sequence[Unit]], Array]
 """Units in, mean loss in nats of each out, in the same order."""
+ExtractUnits = Callable[[Sequence[Unit]], NDArray[np.bool_]]
+"""Secret-bearing units in, whether the model writes each one's number out, in the same order."""
 
 _UNFAIR = 1e-9
 _MOST_ROC_POINTS = 400
@@ -55,7 +57,7 @@ class AuditResult:
     """What an audit found; all of it may be public.
 
     epsilon_lower: the highest bound of the (epsilon, delta) tests; ceiling: what a perfect attack
-        would have shown.  exposure and auc: description, not part of the verdict.
+        would have shown.  exposure, extraction and auc: description, not part of the verdict.
     """
 
     suite: str
@@ -71,6 +73,7 @@ class AuditResult:
     selfcheck: tuple[Check, ...]
     auc: dict[str, float]
     exposure: dict[str, float] | None
+    extraction: dict[str, int] | None
     roc_fpr: tuple[float, ...]
     roc_tpr: tuple[float, ...]
 
@@ -98,6 +101,7 @@ class AuditResult:
             "selfcheck": [check.to_dict() for check in self.selfcheck],
             "auc": dict(self.auc),
             "exposure": self.exposure,
+            "extraction": self.extraction,
         }
 
 
@@ -113,12 +117,14 @@ def run_audit(
     control: Control,
     selfcheck: Sequence[Check],
     candidates: Sequence[Unit] = (),
+    extract: ExtractUnits | None = None,
     attempt: int = 1,
 ) -> AuditResult:
     """Audit one run.
 
     canaries: from `canaries.make_canaries` with the same suite, those in and those out alike.
     candidates: from `canaries.make_candidates`; empty when no exposure is asked for.
+    extract: tells which planted secrets the trained model writes out (`extraction.extracted`).
     attempt: how many audits of this run were begun, this one included; each later one has less
         significance to spend.
 
@@ -172,9 +178,25 @@ def run_audit(
         selfcheck=tuple(selfcheck),
         auc=areas,
         exposure=bits,
+        extraction=_extraction(canaries, extract),
         roc_fpr=tuple(fpr),
         roc_tpr=tuple(tpr),
     )
+
+
+def _extraction(canaries: Sequence[Canary], extract: ExtractUnits | None) -> dict[str, int] | None:
+    """How many planted secrets come out, of those that were in and of those that were not."""
+    secrets = [canary for canary in canaries if canary.kind == "secret"]
+    if extract is None or not secrets:
+        return None
+    out = extract([canary.unit for canary in secrets])
+    inside = np.array([canary.included for canary in secrets], dtype=np.bool_)
+    return {
+        "included": int(inside.sum()),
+        "extracted_of_included": int((out & inside).sum()),
+        "excluded": int((~inside).sum()),
+        "extracted_of_excluded": int((out & ~inside).sum()),
+    }
 
 
 def _check_canaries(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +22,9 @@ from privft.cli.session import (
     table,
 )
 from privft.errors import AuditFailed, PolicyRefused
+
+if TYPE_CHECKING:  # it loads torch
+    from privft.audit.verdict import AuditResult
 
 
 @click.command("audit")
@@ -73,6 +77,8 @@ def audit_command(
             ["canaries", "bound", "right guesses", "epsilon at least", "could have shown"],
             rows,
         )
+        for line in _secrets(result):
+            click.echo(line)
         click.echo(result.words)
     say(f"report: {report}")
     if result.verdict != "passed":
@@ -81,6 +87,24 @@ def audit_command(
             hint="the adapter stays sealed; the report says what was found",
         )
     say(f"next: privft release {run} --to DIR")
+
+
+def _secrets(result: AuditResult) -> list[str]:
+    """What became of the planted secrets, in words."""
+    bits, out = result.exposure, result.extraction
+    lines = []
+    if bits is not None:
+        lines.append(
+            f"exposure of planted secrets: {bits['mean_bits_included']:.2f} bits on average, "
+            f"{bits['mean_bits_excluded']:.2f} for those that were not in (at most "
+            f"{bits['ceiling_bits']:.2f})"
+        )
+    if out is not None:
+        lines.append(
+            f"extraction of planted secrets: {out['extracted_of_included']} of {out['included']}, "
+            f"and {out['extracted_of_excluded']} of {out['excluded']} that were not in"
+        )
+    return lines
 
 
 def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ import privft
 from privft.audit.attacks import membership_attack
 from privft.audit.canaries import make_candidates
 from privft.audit.control import control
+from privft.audit.extraction import extracted
 from privft.audit.selfcheck import Check
 from privft.audit.suite import Suite, load_suite
 from privft.audit.verdict import AuditResult, run_audit
@@ -44,7 +45,12 @@ from privft.stages.modelling import (
 )
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
-from privft.training.losses import Classifier, TrainedModel, trained_parameters
+from privft.training.losses import (
+    Classifier,
+    LanguageModel,
+    TrainedModel,
+    trained_parameters,
+)
 from privft.training.scoring import unit_accuracies, unit_losses
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
@@ -103,6 +109,9 @@ def audit(
                 vocabulary=workbench.vocabulary(),
                 records_per_unit=plan.max_records_per_unit,
             ),
+            extract=(lambda units: extracted(trained, units, workbench.encode))
+            if isinstance(trained, LanguageModel)
+            else None,
             attempt=attempt,
         )
         watch.say("attacking real units (for the enclave's eyes only)")

@@ -115,3 +115,18 @@ def test_scores_that_are_no_list_of_numbers_are_refused(bad: list[float]) -> Non
 def test_scores_without_spread_have_no_interval() -> None:
     with pytest.raises(ValueError, match="vary"):
         gaussian_mu_interval([1.0, 1.0], [0.0, 0.0], significance=0.05)
+
+
+@pytest.mark.parametrize("correction", ["bonferroni", "split"])
+def test_every_bound_carries_what_perfect_scores_would_have_given(correction: str) -> None:
+    random = np.random.default_rng(11)
+    outside = random.normal(size=200)
+    made = {"significance": 0.05, "correction": correction}
+    weak = rates_from_scores(random.normal(0.5, 1, 200), outside, **made)  # type: ignore[arg-type]
+    perfect = rates_from_scores(random.normal(99, 1, 200), outside, **made)  # type: ignore[arg-type]
+    assert weak.epsilon < weak.ceiling
+    assert weak.mu < weak.mu_ceiling
+    assert perfect.epsilon == perfect.ceiling
+    assert perfect.mu == perfect.mu_ceiling
+    if correction == "bonferroni":
+        assert weak.ceiling == perfect.ceiling

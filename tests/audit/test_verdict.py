@@ -188,6 +188,23 @@ def test_everything_public_is_plain_json_and_tells_no_coin() -> None:
     assert not any(canary.unit["unit"] in text for canary in canaries)
 
 
+def test_extracted_secrets_are_counted_apart_for_those_in_and_those_out() -> None:
+    canaries = planted()
+    inside = {canary.unit["unit"] for canary in canaries if canary.included}
+    asked: list[str] = []
+
+    def extract(units: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
+        asked.extend(unit["unit"] for unit in units)
+        return np.array([unit["unit"] in inside for unit in units])
+
+    found = audited(0.5, canaries=canaries, extract=extract).extraction
+    assert found is not None
+    assert all(name.startswith("secret") for name in asked)
+    assert found["extracted_of_included"] == found["included"] > 0
+    assert found["extracted_of_excluded"] == 0 < found["excluded"]
+    assert audited(0.5).extraction is None, "what was not asked is not reported as nothing found"
+
+
 def test_secrets_that_were_remembered_are_exposed_up_to_the_ceiling_of_the_candidates() -> None:
     found = audited(20.0).exposure
     assert found is not None
