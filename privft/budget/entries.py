@@ -84,7 +84,11 @@ class CapBody(Body):
 
 
 class DatasetCreated(Body):
-    """A data set, and the budget of its lineage; a second one of a lineage joins the budget."""
+    """A data set, and the budget of its lineage; a second one of a lineage joins the budget.
+
+    Here as in the three kinds that follow, `manifest_root` says which sealed data the vault holds
+    and `manifest_digest` which version of the vault this is, recipients and epoch included.
+    """
 
     dataset: Name
     lineage: Hex16
@@ -94,6 +98,7 @@ class DatasetCreated(Body):
     policy: Name
     policy_digest: Sha256
     manifest_root: Sha256
+    manifest_digest: Sha256
 
 
 class Intake(Body):
@@ -102,6 +107,7 @@ class Intake(Body):
     dataset: Name
     lineage: Hex16
     manifest_root: Sha256
+    manifest_digest: Sha256
     provenance_sha256: Sha256
     overlap: Literal["none", "same-lineage"]
 
@@ -111,6 +117,7 @@ class VaultRotated(Body):
 
     dataset: Name
     manifest_root: Sha256
+    manifest_digest: Sha256
 
 
 class VaultErased(Body):
@@ -119,6 +126,7 @@ class VaultErased(Body):
     dataset: Name
     commitment: Sha256
     manifest_root: Sha256
+    manifest_digest: Sha256
     certificate_sha256: Sha256
 
 

@@ -42,7 +42,7 @@ def _change(
             left.append(person_recipient(ledger, person))
         elif len(left) == len(vault.recipients):
             raise UsageError(f"{person} is no recipient of {dataset}")
-        data.rotate_vault(ledger, vault, actor=actor, recipients=left)
+        data.rotate_vault(opened.workspace, ledger, vault, actor=actor, recipients=left)
     say(f"{dataset} is now sealed for {', '.join(r.label for r in left)}")
 
 

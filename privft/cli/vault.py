@@ -248,7 +248,9 @@ def inspect(
 
 @vault_command.command("verify")
 @click.argument("dataset")
-@click.option("--adopt", is_flag=True, help="Write the ledger entry that a killed change left out.")
+@click.option(
+    "--adopt", is_flag=True, help="Complete a change that was killed before its ledger entry."
+)
 @opening
 @click.pass_context
 def verify(
@@ -263,10 +265,11 @@ def verify(
     if adopt:
         opener = opened.opener(who)
         with opened.ledger() as ledger:
-            if data.adopt(opened.workspace, ledger, dataset, opener, actor=actor):
-                say("the ledger now names this version")
-            else:
-                say("nothing was missing")
+            completed = data.adopt(opened.workspace, ledger, dataset, opener, actor=actor)
+        if completed is None:
+            say("nothing was missing")
+        else:
+            say(f"the interrupted change is complete: the ledger has its {completed} entry")
         return
     with opened_vault(opened, dataset, who) as (_, vault):
         check = vault.verify()
@@ -295,7 +298,7 @@ def rotate(
         if dry_run:
             _tell_rotation(vault, reencrypt)
             return
-        data.rotate_vault(ledger, vault, actor=actor, reencrypt=reencrypt)
+        data.rotate_vault(opened.workspace, ledger, vault, actor=actor, reencrypt=reencrypt)
     say(f"{dataset} has a new epoch key" + (" and new unit keys" if reencrypt else ""))
 
 

@@ -1,12 +1,16 @@
 """Data into vaults, and out of them again by erasure; each change is an entry of the ledger.
 
 A vault's manifest names the newest ledger checkpoint at the time of the change, and the ledger's
-entry names the manifest's root: so an old vault shows against the ledger, and an old ledger shows
+entry names the manifest's digest: so an old vault shows against the ledger, and an old ledger shows
 against the vault.
 
-A change commits the vault first and then writes the entry.  If the process dies in between, the
-vault is one version ahead of the ledger: `open_vault` says so, and `adopt` writes the missing
-entry after checking that the manifest is signed by an operator.
+A change commits the vault first, then writes what belongs to it (an erasure's certificate), then
+the entry.  If the process dies in between, the vault is one version ahead of the ledger:
+`open_vault` says so, and `adopt` completes the change: the signed manifest says what it was
+(`privft.vault.manifest.Cause`), so an intake gets its entry with provenance, an erasure its
+certificate, by the same function that would have written them the first time.  Adoption compares
+all units and texts of the vault with the other data sets once more, so that nothing gets round the
+comparison by being interrupted, and takes one change at a time: each manifest names the one before.
 
 Overlap.  Every unit id and text that comes in is compared, by keyed hash, with all other data sets
 of the workspace.  What is known already has a budget already: the intake is refused unless the
@@ -29,14 +33,15 @@ from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
+from privft.vault.erasure import certify
 from privft.vault.fields import FieldMap
 from privft.vault.keys import KeyOpener, Recipient
-from privft.vault.manifest import Caps
+from privft.vault.manifest import Caps, Intake, Rotation
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # as the `dataset` of a config
-_ROOT_KINDS = ("dataset-created", "intake", "vault-rotated", "vault-erased")
+_VERSION_KINDS = ("dataset-created", "intake", "vault-rotated", "vault-erased")
 
 
 def dataset_entry(ledger: Ledger, dataset: str) -> Entry:
@@ -56,10 +61,14 @@ def policy_of(workspace: Workspace, ledger: Ledger, dataset: str) -> Policy:
     return workspace.policy(dataset_entry(ledger, dataset).body["policy_digest"])
 
 
+def newest_version(ledger: Ledger, dataset: str) -> Entry:
+    """The ledger's newest entry about a version of the data set's vault."""
+    return [e for e in ledger.entries(dataset=dataset) if e.kind in _VERSION_KINDS][-1]
+
+
 def newest_root(ledger: Ledger, dataset: str) -> str:
     """The manifest root that the ledger last heard of."""
-    entries = [e for e in ledger.entries(dataset=dataset) if e.kind in _ROOT_KINDS]
-    return str(entries[-1].body["manifest_root"])
+    return str(newest_version(ledger, dataset).body["manifest_root"])
 
 
 def create_vault(
@@ -118,6 +127,7 @@ def create_vault(
         caps=caps,
     )
     lineage = vault.lineage if joined is None else joined.body["lineage"]
+    first = _version(vault)
     summary, met = None, False
     if sources:
         try:
@@ -133,19 +143,18 @@ def create_vault(
     ledger.append(
         "dataset-created",
         {
-            "dataset": dataset,
+            **first,
             "lineage": lineage,
             "unit": unit,
             "cap": cap,
             "declared_units": declared_units,
             "policy": policy.name,
             "policy_digest": policy.digest,
-            "manifest_root": vault.manifest_root,
         },
         actor=actor.name,
     )
     if summary is not None:
-        _log_intake(ledger, dataset, lineage, summary, met=met, actor=actor)
+        _complete(workspace, ledger, vault, actor=actor, met=met)
     return vault, summary
 
 
@@ -153,11 +162,11 @@ def open_vault(workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOp
     """The newest version of a vault, checked against the ledger in both directions."""
     dataset_entry(ledger, dataset)
     vault = _open_unanchored(workspace, ledger, dataset, opener)
-    expected = newest_root(ledger, dataset)
-    if vault.manifest_root != expected:
+    expected = newest_version(ledger, dataset).body["manifest_digest"]
+    if vault.manifest_digest != expected:
         raise IntegrityError(
             f"the vault of {dataset} is not the version that the ledger names "
-            f"(root {vault.manifest_root[:12]}, ledger {expected[:12]})",
+            f"(manifest {vault.manifest_digest[:12]}, ledger {expected[:12]})",
             hint="restored from a backup? bring the newest one; or an interrupted change: "
             f"privft vault verify {dataset} --adopt",
         )
@@ -189,24 +198,64 @@ def check_extends(ledger: Ledger, note: str, holder: str) -> None:
 
 def adopt(
     workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener, *, actor: Identity
-) -> bool:
-    """Write the entry that an interrupted change left out; False when nothing was missing."""
+) -> str | None:
+    """Complete the change that was interrupted; the kind of its entry, None when none was.
+
+    Raises OrderError for a vault that is not one change ahead of the ledger, and UsageError when
+    units or texts in it belong to another budget.
+    """
+    lineage = dataset_entry(ledger, dataset).body["lineage"]
     with _open_unanchored(workspace, ledger, dataset, opener) as vault:
-        if vault.manifest_root == newest_root(ledger, dataset):
-            return False
-        seen = Checkpoint.open(vault.manifest.checkpoint, ledger.key).size
-        roots = [e.index for e in ledger.entries(dataset=dataset) if e.kind in _ROOT_KINDS]
-        if seen <= roots[-1]:
+        known = newest_version(ledger, dataset).body["manifest_digest"]
+        if vault.manifest_digest == known:
+            return None
+        if vault.manifest.previous != known:
             raise OrderError(
-                f"the vault of {dataset} is older than the ledger's newest entry about it",
-                hint="this is a restored backup, not an interrupted change",
+                f"the vault of {dataset} is not one change ahead of the ledger's newest entry",
+                hint="this is a restored backup, not an interrupted change: bring the newest one",
             )
-        ledger.append(
-            "vault-rotated",
-            {"dataset": dataset, "manifest_root": vault.manifest_root},
-            actor=actor.name,
-        )
-        return True
+        key = workspace.overlap_key
+        hashes = vault.unit_hashes(key) | vault.content_hashes(key)
+        met = _compare(workspace, ledger, dataset, lineage, hashes)
+        return _complete(workspace, ledger, vault, actor=actor, met=met).kind
+
+
+def _version(vault: Vault) -> dict[str, str]:
+    """What every entry about a vault says of its version."""
+    return {
+        "dataset": vault.manifest.dataset,
+        "manifest_root": vault.manifest_root,
+        "manifest_digest": vault.manifest_digest,
+    }
+
+
+def _complete(
+    workspace: Workspace, ledger: Ledger, vault: Vault, *, actor: Identity, met: bool = False
+) -> Entry:
+    """Write what belongs to the change that made this version: last, the ledger's entry.
+
+    met: whether other data sets of the lineage hold some of the records that came in.
+    """
+    cause, body = vault.manifest.cause, _version(vault)
+    if isinstance(cause, Intake):
+        body |= {
+            "lineage": dataset_entry(ledger, body["dataset"]).body["lineage"],
+            "provenance_sha256": cause.provenance_sha256,
+            "overlap": "same-lineage" if met else "none",
+        }
+        return ledger.append("intake", body, actor=actor.name)
+    if isinstance(cause, Rotation):
+        return ledger.append("vault-rotated", body, actor=actor.name)
+    certificate = certify(vault.manifest, actor.signing)
+    text = canonical_json(certificate.envelope)
+    write_private(certificate_path(workspace, certificate.commitment), text + b"\n")
+    body |= {"commitment": certificate.commitment, "certificate_sha256": sha256_hex(text)}
+    return ledger.append("vault-erased", body, actor=actor.name)
+
+
+def certificate_path(workspace: Workspace, commitment: str) -> Path:
+    """Where the certificate of an erasure is kept."""
+    return workspace.folder / "certificates" / f"erasure-{commitment[:16]}.json"
 
 
 def add_records(
@@ -220,10 +269,9 @@ def add_records(
     progress: Callable[[int], None] | None = None,
 ) -> IntakeSummary:
     """Add records, or nothing; overlap with another budget's data is refused."""
-    dataset = vault.manifest.dataset
-    lineage = dataset_entry(ledger, dataset).body["lineage"]
+    lineage = dataset_entry(ledger, vault.manifest.dataset).body["lineage"]
     summary, met = _take_in(workspace, ledger, vault, sources, lineage, actor, skip_bad, progress)
-    _log_intake(ledger, dataset, lineage, summary, met=met, actor=actor)
+    _complete(workspace, ledger, vault, actor=actor, met=met)
     return summary
 
 
@@ -239,28 +287,13 @@ def _take_in(
 ) -> tuple[IntakeSummary, bool]:
     """Put records into the vault; also whether others of its lineage hold some of them."""
     dataset = vault.manifest.dataset
-    others = {
-        entry.body["dataset"]: entry.body["lineage"]
-        for entry in ledger.entries(kind="dataset-created")
-        if entry.body["dataset"] != dataset
-    }
-    met: set[str] = set()
+    met = False
 
     def compare(units: frozenset[bytes], contents: frozenset[bytes]) -> None:
-        new = units | contents
-        for other, its_lineage in others.items():
-            shared = len(new & workspace.overlap_hashes(other))
-            if shared and its_lineage != lineage:
-                raise UsageError(
-                    f"{shared} of {len(new)} units and texts are in data set {other} already, "
-                    "which has a budget of its own",
-                    hint=f"privft vault create ... --join {other} puts both under one budget",
-                )
-            if shared:
-                met.add(other)
-        # Recorded before the vault commits: one that fails leaves a few hashes too many, never
-        # too few.
-        workspace.record_overlap_hashes(dataset, workspace.overlap_hashes(dataset) | new)
+        # Recorded before the vault commits: an intake that fails leaves a few hashes too many,
+        # never too few.
+        nonlocal met
+        met = _compare(workspace, ledger, dataset, lineage, units | contents)
 
     summary = vault.add(
         sources,
@@ -272,32 +305,44 @@ def _take_in(
         on_overlap=compare,
         progress=progress,
     )
-    return summary, bool(met)
+    return summary, met
 
 
-def _log_intake(
-    ledger: Ledger,
-    dataset: str,
-    lineage: str,
-    summary: IntakeSummary,
-    *,
-    met: bool,
-    actor: Identity,
-) -> None:
-    ledger.append(
-        "intake",
-        {
-            "dataset": dataset,
-            "lineage": lineage,
-            "manifest_root": summary.manifest_root,
-            "provenance_sha256": summary.provenance_sha256,
-            "overlap": "same-lineage" if met else "none",
-        },
-        actor=actor.name,
-    )
+def _compare(
+    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: frozenset[bytes]
+) -> bool:
+    """Whether others of the lineage hold some of these units and texts; records the hashes.
+
+    Raises UsageError when a data set with another budget does.
+    """
+    met = meets(workspace, ledger, dataset, lineage, hashes)
+    workspace.record_overlap_hashes(dataset, workspace.overlap_hashes(dataset) | hashes)
+    return met
+
+
+def meets(
+    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: frozenset[bytes]
+) -> bool:
+    """Whether others of the lineage hold some of these units and texts.
+
+    Raises UsageError when a data set with another budget does.
+    """
+    met = False
+    for entry in ledger.entries(kind="dataset-created"):
+        other, its_lineage = entry.body["dataset"], entry.body["lineage"]
+        shared = 0 if other == dataset else len(hashes & workspace.overlap_hashes(other))
+        if shared and its_lineage != lineage:
+            raise UsageError(
+                f"{shared} of {len(hashes)} units and texts are in data set {other} already, "
+                "which has a budget of its own",
+                hint=f"privft vault create ... --join {other} puts both under one budget",
+            )
+        met = met or shared > 0
+    return met
 
 
 def rotate_vault(
+    workspace: Workspace,
     ledger: Ledger,
     vault: Vault,
     *,
@@ -312,34 +357,25 @@ def rotate_vault(
         recipients=recipients,
         reencrypt=reencrypt,
     )
-    ledger.append(
-        "vault-rotated",
-        {"dataset": vault.manifest.dataset, "manifest_root": vault.manifest_root},
-        actor=actor.name,
-    )
+    _complete(workspace, ledger, vault, actor=actor)
 
 
 def erase_unit(
     workspace: Workspace, ledger: Ledger, vault: Vault, unit: str, *, actor: Identity
 ) -> Mapping[str, Any]:
-    """Erase one unit; the signed certificate, also written beside the vault."""
-    dataset = vault.manifest.dataset
-    lineage = dataset_entry(ledger, dataset).body["lineage"]
-    runs = [record.run for record in ledger.runs(lineage)]
+    """Erase one unit; the signed certificate, also written into the workspace."""
     erasure = vault.erase(
-        unit, signer=actor.signing, checkpoint=ledger.checkpoint(), who=actor.name, runs=runs
+        unit,
+        signer=actor.signing,
+        checkpoint=ledger.checkpoint(),
+        who=actor.name,
+        runs=past_runs(ledger, vault.manifest.dataset),
     )
-    text = canonical_json(erasure.envelope)
-    ledger.append(
-        "vault-erased",
-        {
-            "dataset": dataset,
-            "commitment": erasure.commitment,
-            "manifest_root": vault.manifest_root,
-            "certificate_sha256": sha256_hex(text),
-        },
-        actor=actor.name,
-    )
-    folder = workspace.folder / "certificates"
-    write_private(folder / f"erasure-{erasure.commitment[:16]}.json", text + b"\n")
+    _complete(workspace, ledger, vault, actor=actor)
     return erasure.envelope
+
+
+def past_runs(ledger: Ledger, dataset: str) -> list[str]:
+    """Every run of the data set's lineage: what a unit of it may have been in."""
+    lineage = dataset_entry(ledger, dataset).body["lineage"]
+    return [record.run for record in ledger.runs(lineage)]

@@ -43,7 +43,7 @@ from privft.vault.index import (
     tag_numbers,
 )
 from privft.vault.intake import BadRow, parse_record, source_digest, stream_rows
-from privft.vault.manifest import as_named
+from privft.vault.manifest import Intake, as_named
 from privft.vault.overlap import overlap_hash
 from privft.vault.segments import SegmentReader, SegmentWriter
 from privft.vault.state import (
@@ -176,7 +176,13 @@ def add(
             kept, numbers = kept[keep], numbers[keep]
             shared = shared_text(kept, numbers)
             facts = state.facts.model_copy(update={"intakes": [*state.facts.intakes, *provenance]})
-            change = Change(rows=rows, records=kept, segments=segments, facts=facts)
+            change = Change(
+                rows=rows,
+                records=kept,
+                segments=segments,
+                facts=facts,
+                cause=Intake(provenance_sha256=provenance_digest(provenance)),
+            )
             grouper.close()
             new = commit(
                 state.manifest,
@@ -325,7 +331,6 @@ def _summary(
     sources: Sequence[Path],
 ) -> IntakeSummary:
     records, units_new, units_grown = counts
-    stated = canonical_json([fact.model_dump() for fact in provenance])
     return IntakeSummary(
         rows=arrivals.rows_seen,
         records_added=records,
@@ -339,10 +344,15 @@ def _summary(
             (_spoken(arrivals, one), _spoken(arrivals, two)) for one, two in shared.pairs
         ),
         provenance=tuple(provenance),
-        provenance_sha256=sha256_hex(stated),
+        provenance_sha256=provenance_digest(provenance),
         manifest_root=new.manifest.root,
         to_shred=tuple(str(source) for source in sources),
     )
+
+
+def provenance_digest(provenance: Sequence[Provenance]) -> str:
+    """What ledger and manifest say of where an intake's records came from."""
+    return sha256_hex(canonical_json([fact.model_dump() for fact in provenance]))
 
 
 def _spoken(arrivals: _Arrivals, number: int) -> str:

@@ -13,6 +13,9 @@ The certificate is a DSSE envelope of type PAYLOAD_TYPE over canonical JSON:
      digest, "root_after": ..., "root_before": ..., "runs": [...], "time": ..., "unit": "subject",
      "who": ...}
 
+`runs` names the past runs whose data may have contained the unit: every run of the lineage, since
+which units a run drew is stored nowhere, on purpose.
+
 The commitment is HMAC-SHA-256(erasure key, unit id), with a key from the vault's secret: who has
 the vault and the id can show that this certificate is about this person; nobody else learns who.
 The ledger's entry carries the same commitment, and the digest of the certificate.
@@ -30,8 +33,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from privft.errors import InputError, IntegrityError
+from privft.errors import InputError, IntegrityError, OrderError
 from privft.signing import (
     SigningKey,
     VerifyKey,
@@ -40,10 +44,11 @@ from privft.signing import (
     dsse_sign,
     parse_canonical,
 )
-from privft.vault import cells
-from privft.vault.index import find, tag_numbers
+from privft.vault import cells, manifest
+from privft.vault.index import Rows, find, tag_numbers
+from privft.vault.manifest import Manifest
 from privft.vault.rotation import compact
-from privft.vault.state import Change, Facts, State, commit, derive, now, record_rows, tidy, writing
+from privft.vault.state import Change, Facts, State, commit, derive, record_rows, tidy, writing
 
 PAYLOAD_TYPE = "application/vnd.privft.erasure-certificate+json"
 CANNOT_PROMISE = [
@@ -54,6 +59,9 @@ CANNOT_PROMISE = [
     "that the storage has overwritten the removed files: flash and copy-on-write file systems keep"
     " old blocks for a while",
     "the source files of the intake, where the operator did not shred them",
+    "the workspace's keyed hashes of the unit's id and text: they stay, so that the same data"
+    " cannot come back under a second budget, and whoever holds the workspace's key can test a"
+    " guess against them",
 ]
 
 
@@ -80,7 +88,7 @@ def erase(
     runs: Sequence[str] = (),
     compacting: bool = True,
 ) -> tuple[State, Erasure]:
-    """Erase one unit; `runs` names the past runs whose data contained it.
+    """Erase one unit; `runs` names the past runs whose data may have contained it.
 
     Guarantees: afterwards no file in the vault's folder holds the unit's key under any epoch key
     that can still be unwrapped there, nor (with `compacting`) its sealed cell.
@@ -95,9 +103,14 @@ def erase(
         touched = {int(state.rows[place]["segment"])}
         rows = np.delete(state.rows, place)
         records = record_rows(state)
-        high, low = tag_numbers(tag)
-        mine = (records["unit_high"] == high) & (records["unit_low"] == low)
         facts = state.facts.model_copy(update={"erased": state.facts.erased + 1})
+        cause = manifest.Erasure(
+            commitment=commitment(state.facts, unit),
+            root_before=state.manifest.root,
+            compacted=compacting,
+            runs=list(runs),
+            who=who,
+        )
         try:
             segments = state.manifest.segments
             if compacting:
@@ -105,7 +118,13 @@ def erase(
             new = commit(
                 state.manifest,
                 state.path,
-                Change(rows=rows, records=records[~mine], segments=segments, facts=facts),
+                Change(
+                    rows=rows,
+                    records=records[~of_unit(records, tag)],
+                    segments=segments,
+                    facts=facts,
+                    cause=cause,
+                ),
                 previous=state.manifest,
                 epoch_key=os.urandom(32),
                 recipients=[wrapped.recipient for wrapped in state.manifest.recipients],
@@ -115,27 +134,45 @@ def erase(
         except BaseException:
             tidy(state.path)
             raise
-    proof = commitment(state.facts, unit)
+    return new, certify(new.manifest, signer)
+
+
+def of_unit(records: Rows, tag: bytes) -> NDArray[np.bool_]:
+    """Which record rows belong to the unit with this tag."""
+    high, low = tag_numbers(tag)
+    mine: NDArray[np.bool_] = (records["unit_high"] == high) & (records["unit_low"] == low)
+    return mine
+
+
+def certify(version: Manifest, signer: SigningKey) -> Erasure:
+    """The certificate of the erasure that made this version of a vault.
+
+    It follows from the signed manifest alone, so it can be made again by the operator who finds
+    that an erasure was interrupted.  Raises OrderError when the version came about otherwise.
+    """
+    cause = version.cause
+    if not isinstance(cause, manifest.Erasure):
+        raise OrderError(f"this version came about by {cause.kind}, not by an erasure")
     body = {
         "format": "privft-erasure-v1",
-        "lineage": new.manifest.lineage,
-        "dataset": new.manifest.dataset,
-        "unit": new.manifest.unit,
-        "commitment": proof,
-        "ledger_entry": {"kind": "vault-erased", "commitment": proof},
-        "root_before": state.manifest.root,
-        "root_after": new.manifest.root,
-        "epoch_before": state.manifest.epoch,
-        "epoch_after": new.manifest.epoch,
-        "manifest_after": new.manifest.digest,
-        "compacted": compacting,
-        "runs": list(runs),
-        "time": now(),
-        "who": who,
+        "lineage": version.lineage,
+        "dataset": version.dataset,
+        "unit": version.unit,
+        "commitment": cause.commitment,
+        "ledger_entry": {"kind": "vault-erased", "commitment": cause.commitment},
+        "root_before": cause.root_before,
+        "root_after": version.root,
+        "epoch_before": version.epoch - 1,
+        "epoch_after": version.epoch,
+        "manifest_after": version.digest,
+        "compacted": cause.compacted,
+        "runs": cause.runs,
+        "time": version.time,
+        "who": cause.who,
         "cannot_promise": CANNOT_PROMISE,
     }
     envelope = dsse_sign(canonical_json(body), PAYLOAD_TYPE, [signer])
-    return new, Erasure(envelope=envelope, commitment=proof)
+    return Erasure(envelope=envelope, commitment=cause.commitment)
 
 
 def open_certificate(

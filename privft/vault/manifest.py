@@ -10,6 +10,9 @@
     caps            declared limits: records a unit, bytes a record, held-out share
     sequence        1 for a new vault, one more with every change
     previous        SHA-256 of the payload before this one; 64 zeros at the start
+    cause           what was done to get this version (`Cause`): all that the ledger's entry and an
+                    erasure's certificate say of it, so that whoever finds a change interrupted
+                    after its commit can complete it, and not merely acknowledge it
     epoch           number of the epoch key; one more with every rotation and erasure
     root            Merkle root over all cells (`privft.vault.index`): which sealed data this is; it
                     stays when only recipients and epochs change
@@ -24,8 +27,8 @@ records.  (Lengths of files say roughly how much text there is, as any file syst
 
 What a signature cannot show is that this is the *newest* manifest: an older one with its files is
 just as well signed.  `previous` and `sequence` tie versions together, and the ledger's entries
-(root, and the digest of the manifest) tell the newest; whoever opens a vault passes what the
-ledger says as `expected_root`.
+name the digest of each manifest: the newest entry about a vault tells its newest version, also
+after a rotation, which changes recipients and leaves the root as it was.
 """
 
 from __future__ import annotations
@@ -77,6 +80,40 @@ class Caps(Value):
     held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Creation(Value):
+    """An empty vault was made."""
+
+    kind: Literal["creation"] = "creation"
+
+
+class Intake(Value):
+    """Records came in; the hash is over the canonical JSON of their provenance."""
+
+    kind: Literal["intake"] = "intake"
+    provenance_sha256: Hex32
+
+
+class Rotation(Value):
+    """There is a new epoch, perhaps for other recipients, perhaps with every cell sealed anew."""
+
+    kind: Literal["rotation"] = "rotation"
+    reencrypted: bool
+
+
+class Erasure(Value):
+    """A unit left; the certificate of it is made from this (`privft.vault.erasure`)."""
+
+    kind: Literal["erasure"] = "erasure"
+    commitment: Hex32
+    root_before: Hex32
+    compacted: bool
+    runs: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=100_000)]
+    who: Annotated[str, Field(max_length=200)]
+
+
+Cause = Annotated[Creation | Intake | Rotation | Erasure, Field(discriminator="kind")]
+
+
 class Charter(Value):
     """What stays the same through all versions of a vault."""
 
@@ -93,6 +130,7 @@ class Manifest(Charter):
     format: Literal["privft-vault-v1"] = "privft-vault-v1"
     sequence: Annotated[int, Field(ge=1, lt=1 << 53)]
     previous: Hex32
+    cause: Cause
     epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
     root: Hex32
     checkpoint: Annotated[str, Field(max_length=1 << 16)]

@@ -23,7 +23,7 @@ from privft.signing import SigningKey
 from privft.vault import cells
 from privft.vault.index import UNIT_ROW, Rows, tag_of
 from privft.vault.keys import Recipient
-from privft.vault.manifest import NamedFile, as_named
+from privft.vault.manifest import NamedFile, Rotation, as_named
 from privft.vault.segments import SegmentReader, SegmentWriter
 from privft.vault.state import Change, State, commit, record_rows, tidy, writing
 
@@ -55,7 +55,11 @@ def rotate(
             if reencrypt:
                 rows, segments = reseal(state)
             change = Change(
-                rows=rows, records=record_rows(state), segments=segments, facts=state.facts
+                rows=rows,
+                records=record_rows(state),
+                segments=segments,
+                facts=state.facts,
+                cause=Rotation(reencrypted=reencrypt),
             )
             return commit(
                 state.manifest,

@@ -56,6 +56,7 @@ from privft.vault.keys import (
 )
 from privft.vault.manifest import (
     NO_PREVIOUS,
+    Cause,
     Charter,
     Count,
     Manifest,
@@ -278,6 +279,7 @@ class Change:
     records: Rows = field(repr=False)
     segments: Sequence[NamedFile]
     facts: Facts = field(repr=False)
+    cause: Cause
 
 
 def commit(
@@ -319,6 +321,7 @@ def commit(
         caps=charter.caps,
         sequence=sequence,
         previous=NO_PREVIOUS if previous is None else previous.digest,
+        cause=change.cause,
         epoch=epoch,
         root=merkle_root(change.rows).hex(),
         checkpoint=checkpoint,

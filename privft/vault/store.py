@@ -38,6 +38,7 @@ from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import (
     Caps,
     Charter,
+    Creation,
     Manifest,
     open_manifest,
     read_manifest_text,
@@ -99,7 +100,11 @@ def create(
         )
         facts = Facts(secret=os.urandom(32).hex(), units=0, records=0, erased=0, intakes=[])
         change = Change(
-            rows=np.empty(0, UNIT_ROW), records=np.empty(0, RECORD_ROW), segments=[], facts=facts
+            rows=np.empty(0, UNIT_ROW),
+            records=np.empty(0, RECORD_ROW),
+            segments=[],
+            facts=facts,
+            cause=Creation(),
         )
         state = commit(
             charter,

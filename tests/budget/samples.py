@@ -45,6 +45,7 @@ def dataset_body(
         "policy": "hospital",
         "policy_digest": HASH,
         "manifest_root": HASH,
+        "manifest_digest": HASH,
     }
 
 

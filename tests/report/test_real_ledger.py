@@ -21,7 +21,8 @@ def test_entries_of_a_run_in_the_real_ledger_are_proven(tmp_path: Path) -> None:
             "dataset-created",
             {"dataset": "notes-2026", "lineage": facts["run"]["lineage"], "unit": "subject",
              "cap": cap.to_dict(), "declared_units": 4000, "policy": "hospital",
-             "policy_digest": hexes("policy"), "manifest_root": hexes("manifest")},
+             "policy_digest": hexes("policy"), "manifest_root": hexes("manifest"),
+             "manifest_digest": hexes("version")},
             actor="mira-okafor",
         )  # fmt: skip
         before = ledger.checkpoint()

@@ -42,13 +42,13 @@ def erased(world: World) -> tuple[str | Path, ...]:
 
 CHANGES: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
     "intake": lambda world: ("vault", "add", "notes", world.folder / "public.jsonl"),
-    "vault-rotated": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
+    "vault-rotated": lambda world: ("vault", "rotate", "notes"),
     "vault-erased": erased,
 }
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_change_that_was_killed_before_its_entry_is_noticed_and_adopted(
+def test_a_change_that_was_killed_before_its_entry_is_noticed_and_completed(
     world: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     command = CHANGES[kind](world)
@@ -61,7 +61,8 @@ def test_a_change_that_was_killed_before_its_entry_is_noticed_and_adopted(
     assert "is not the version that the ledger names" in refused.err
     assert "privft vault verify notes --adopt" in refused.err
     adopted = world.privft("vault", "verify", "notes", "--adopt")
-    assert "the ledger now names this version" in adopted.err
+    assert f"the ledger has its {kind} entry" in adopted.err
+    assert world.kinds()[-1] == kind
     assert "nothing was missing" in world.privft("vault", "verify", "notes", "--adopt").err
     assert "notes: whole" in world.privft("vault", "verify", "notes").out
 
@@ -91,7 +92,7 @@ def test_a_creation_that_was_killed_before_its_entry_leaves_no_budget(
     assert "look, remove it, try again" in world.privft(*making, code=2).err
 
 
-def test_a_creation_that_was_killed_between_its_entries_is_whole(
+def test_a_creation_that_was_killed_between_its_entries_is_completed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
@@ -99,6 +100,9 @@ def test_a_creation_that_was_killed_between_its_entries_is_whole(
         die_before("intake", patch)
         with pytest.raises(Killed):
             world.privft("vault", "create", "more", "--from", rows, *NOTES, *SIZE)
+    world.privft("vault", "verify", "more", code=13)
+    world.privft("vault", "verify", "more", "--adopt")
+    assert world.kinds()[-2:] == ["dataset-created", "intake"]
     assert "more: whole" in world.privft("vault", "verify", "more").out
 
 
