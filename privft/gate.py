@@ -126,8 +126,9 @@ def plan(
 
     _may_operate(ledger, actor)
     if fit:
-        config = planning.fitted(config, ledger)
+        config = planning.fitted(workspace, ledger, config)
     base = modelling.find_base(config, relative_to=config_folder)
+    modelling.evaluation_file(config, relative_to=config_folder)
     return planning.make_plan(workspace, ledger, config, modelling.model_facts(base), actor=actor)
 
 

@@ -22,9 +22,10 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from privft.budget.entries import Role
+from privft.budget.entries import Role, format_time
 from privft.budget.ledger import Ledger
 from privft.errors import IntegrityError, NotForThisKey, UsageError
 from privft.policy import Policy
@@ -176,6 +177,27 @@ class Workspace:
             path.unlink(missing_ok=True)
             raise
         return path
+
+    def revoke_person(self, ledger: Ledger, name: str, *, reason: str, actor: str) -> None:
+        """Make a person's keys count for nothing from now on.
+
+        Raises `UsageError` for a name that nobody on the ring has now, and for the last operator,
+        without whom nobody could act here any more.
+        """
+        now = format_time(datetime.now(UTC))
+        ring = [person for person in ledger.keyring().people if person.revoked is None]
+        if name not in {person.name for person in ring}:
+            raise UsageError(
+                f"nobody named {name} is on the ring, or they are revoked already",
+                hint="privft keys list shows who is",
+            )
+        others = [p for p in ring if p.name != name and "operator" in p.roles and p.good_at(now)]
+        if not others:
+            raise UsageError(
+                f"{name} is the last operator, and nobody could act here without one",
+                hint="privft keys create NAME --role operator comes first",
+            )
+        ledger.append("key-revoked", {"name": name, "reason": reason}, actor=actor)
 
     def identity(self, *, name: str | None = None, key_file: Path | None = None) -> Identity:
         """Who acts: from a key file, by name, or the only person with keys on this machine."""

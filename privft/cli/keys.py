@@ -105,6 +105,6 @@ def revoke(ctx: click.Context, person: str, reason: str, who: Acting) -> None:
     opened = session(ctx)
     actor = opened.identity(who)
     with opened.ledger() as ledger:
-        ledger.append("key-revoked", {"name": person, "reason": reason}, actor=actor.name)
+        opened.workspace.revoke_person(ledger, person, reason=reason, actor=actor.name)
     say(f"{person} is revoked; what they signed before stays signed")
     say("vaults that they can open: privft vault recipients remove")

@@ -39,6 +39,7 @@ from privft.stages.data import open_vault
 from privft.stages.modelling import (
     Workbench,
     check_base,
+    evaluation_file,
     find_base,
     public_units,
     shape_of,
@@ -204,17 +205,13 @@ def _utility(
     watch: Watch,
 ) -> list[dict[str, Any]]:
     """What the adapter gained on public or generated text: free, since no vault is read."""
-    evaluation = workbench.config.evaluation
-    if evaluation.public_file is None:
+    path = evaluation_file(workbench.config, relative_to=config_folder)
+    if path is None:
         return []
     watch.say("measuring usefulness on public text")
     units = [
         workbench.encode(unit)
-        for unit in public_units(
-            config_folder / evaluation.public_file,
-            vault.fields,
-            most=evaluation.max_records,
-        )
+        for unit in public_units(path, vault.fields, most=workbench.config.evaluation.max_records)
     ]
     source = "generated" if workbench.config.synthetic else "public"
     before, after = (unit_losses(model, units) for model in (untrained, trained))

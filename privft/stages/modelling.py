@@ -191,10 +191,22 @@ class VaultUnits:
         return [self._workbench.encode(unit.to_dict()) for unit in self._vault.read_many(numbers)]
 
 
+def evaluation_file(config: RunConfig, *, relative_to: Path) -> Path | None:
+    """The file with public text, when the config names one; raises `UsageError` when it is not
+    there.  Asked for when a run is planned, so that nobody learns it after training."""
+    if config.evaluation.public_file is None:
+        return None
+    path = relative_to / config.evaluation.public_file
+    if not path.is_file():
+        raise UsageError(
+            f"there is no evaluation file {path}",
+            hint="evaluation.public_file is relative to the config's folder (--config-folder)",
+        )
+    return path
+
+
 def public_units(path: Path, fields: FieldMap, *, most: int) -> list[dict[str, Any]]:
     """Public or generated records from a file, each as a unit of its own."""
-    if not path.is_file():
-        raise UsageError(f"there is no evaluation file {path}", hint="evaluation.public_file")
     units: list[dict[str, Any]] = []
     for row in stream_rows(path):
         if len(units) == most:

@@ -16,7 +16,7 @@ from typing import Any
 from privft.audit.suite import load_suite
 from privft.budget.accounting import Cost, calibrate_noise, cost
 from privft.budget.entries import format_time
-from privft.budget.filter import Admission, Cap, admit, fits, steps_that_fit
+from privft.budget.filter import Admission, admit, fits, steps_that_fit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
@@ -222,7 +222,7 @@ def _exceeded(
 ) -> BudgetExceeded:
     spent = (*view.spent, *view.reserved)
     steps = steps_that_fit(view.cap, spent, mechanism.event())
-    affordable = affordable_epsilon(config, view.cap, view)
+    affordable = affordable_epsilon(config, policy, view)
     choices = []
     if affordable is not None:
         choices.append(f"--target-epsilon {affordable:.2f}")
@@ -238,12 +238,12 @@ def _exceeded(
     )
 
 
-def affordable_epsilon(config: RunConfig, cap: Cap, view: BudgetView) -> float | None:
-    """The largest target epsilon (in steps of 0.05) that the budget still admits, if any."""
+def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> float | None:
+    """The largest target epsilon that budget (in steps of 0.05) and policy still admit, if any."""
     spent = (*view.spent, *view.reserved)
 
     def admitted(noise: float) -> bool:
-        return admit(cap, spent, (_mechanism(config, noise).event(),)).admitted
+        return admit(view.cap, spent, (_mechanism(config, noise).event(),)).admitted
 
     low, high = _LEAST_NOISE, _MOST_NOISE
     if not admitted(high):
@@ -252,21 +252,22 @@ def affordable_epsilon(config: RunConfig, cap: Cap, view: BudgetView) -> float |
         middle = math.sqrt(low * high)
         low, high = (low, middle) if admitted(middle) else (middle, high)
     alone = cost((_mechanism(config, high).event(),), config.privacy.delta_value).epsilon
-    return math.floor(alone * 20) / 20 or None
+    return min(math.floor(alone * 20) / 20, policy.max_epsilon_per_run.value) or None
 
 
-def fitted(config: RunConfig, ledger: Ledger) -> RunConfig:
-    """The config with the largest target epsilon that the budget admits (`plan --fit`)."""
+def fitted(workspace: Workspace, ledger: Ledger, config: RunConfig) -> RunConfig:
+    """The config with the largest target epsilon that budget and policy admit (`plan --fit`)."""
     dataset = dataset_entry(ledger, config.dataset).body
     view = ledger.budget(dataset["lineage"])
-    wanted = config.privacy.target_epsilon
-    best = affordable_epsilon(config, view.cap, view)
+    policy = policy_of(workspace, ledger, config.dataset)
+    best = affordable_epsilon(config, policy, view)
     if best is None:
         raise BudgetExceeded(
             f"nothing fits: {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} is left for dataset "
             f"{config.dataset}",
             hint="fewer steps or a smaller expected batch size cost less",
         )
+    wanted = config.privacy.target_epsilon
     target = best if wanted is None else min(best, wanted)
     privacy = config.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
     return config.model_copy(update={"privacy": privacy})

@@ -39,7 +39,14 @@ from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
 from privft.stages.data import open_vault
-from privft.stages.modelling import VaultUnits, Workbench, check_base, find_base, shape_of
+from privft.stages.modelling import (
+    VaultUnits,
+    Workbench,
+    check_base,
+    evaluation_file,
+    find_base,
+    shape_of,
+)
 from privft.stages.planning import check_fresh
 from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training import adapter
@@ -73,6 +80,7 @@ def start(
     config = plan.the_config()
     base = find_base(config, relative_to=config_folder)
     check_base(base, plan.model)
+    evaluation_file(config, relative_to=config_folder)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         workbench = Workbench.of(config, base)
         watch.say("checking every sealed cell of the data")

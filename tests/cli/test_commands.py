@@ -327,8 +327,21 @@ def test_people_come_and_go_through_the_ledger(tmp_path: Path) -> None:
     assert people["bob"]["revoked"] is not None
     before = world.kinds()
     world.privft("keys", "create", "a b", code=2)
-    assert world.privft("keys", "revoke", "nobody", "--reason", "x", code=None).code != 0
+    for stranger in ("nobody", "bob"):  # bob is revoked already
+        done = world.privft("keys", "revoke", stranger, "--reason", "x", code=2)
+        assert f"error: nobody named {stranger} is on the ring" in done.err
     assert world.kinds() == before
+
+
+def test_the_last_operator_is_not_revoked(tmp_path: Path) -> None:
+    world = base().copied(tmp_path / "world")
+    done = world.privft("keys", "revoke", "ada", "--reason", "left the ward", code=2)
+    assert "error: ada is the last operator" in done.err
+    world.privft("keys", "create", "cyd", "--role", "operator", "--out", tmp_path / "cyd.key")
+    world.privft("keys", "revoke", "ada", "--reason", "left the ward")
+    assert {row["name"]: row for row in world.privft("keys", "list", "--json").json}["ada"][
+        "revoked"
+    ]
 
 
 def test_a_ledger_is_held_against_a_checkpoint_from_outside(tmp_path: Path) -> None:

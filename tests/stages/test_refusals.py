@@ -462,7 +462,7 @@ def test_a_run_beyond_the_budget_is_refused_and_the_refusal_recorded(world: Worl
     found = re.search(r"hint: --target-epsilon ([0-9.]+) or (\d) steps instead of 4", result.err)
     assert found is not None, result.err
     with world.ledger() as ledger:
-        fitted = planning.fitted(load_config(config), ledger)
+        fitted = planning.fitted(world.workspace, ledger, load_config(config))
     assert fitted.privacy.target_epsilon == float(found[1])
     event = parse_plan((world.folder / "first.plan").read_bytes()).events()[0]
     with world.ledger() as ledger:
@@ -485,6 +485,22 @@ def test_a_plan_is_fitted_into_what_the_budget_has_left(world: World) -> None:
     more = config.read_text().replace("noise_multiplier: 0.6", f"target_epsilon: {target + 0.1}")
     config.write_text(more)
     refused(world, "plan", config, code=11, error="left for dataset notes", entry="run-refused")
+
+
+def test_a_fitted_plan_keeps_to_what_the_policy_allows_a_run(world: World) -> None:
+    """The default policy admits 8 in total and 3 a run: an untouched budget would hold more."""
+    fitted = world.privft("plan", world.config("greedy", noise=0.3), "--fit", "--json").json
+    assert 2.9 < fitted["epsilon"] <= 3.0
+
+
+def test_a_missing_evaluation_file_is_named_before_anything_is_spent(world: World) -> None:
+    config = world.config("first", noise=0.9)
+    config.write_text(config.read_text().replace("public.jsonl", "pubic.jsonl"))
+    before = world.kinds()
+    done = world.privft("plan", config, code=2)
+    assert "error: there is no evaluation file" in done.err
+    assert "--config-folder" in done.err
+    assert world.kinds() == before
 
 
 def test_a_run_that_the_policy_does_not_allow_is_refused_and_recorded(world: World) -> None:
