@@ -3,6 +3,7 @@
     DIR/                     mode 0700, made by `privft init DIR`
       workspace.json         {"format": "privft-workspace-v1", "name": ..., "log_key": hex}
       ledger.db              the ledger; everything that matters is an entry there
+      ledger.json            instead of it: in which database the ledger is (`budget.postgres`)
       keys/log.key           Ed25519 seed that signs checkpoints, then 32 bytes that key the hashes
                              by which overlapping data sets are recognised (64 bytes, mode 0600)
       keys/NAME.key          private keys of a person who works on this machine (mode 0600);
@@ -27,7 +28,8 @@ from pathlib import Path
 
 from privft.budget.entries import Role, format_time
 from privft.budget.ledger import Ledger
-from privft.errors import IntegrityError, NotForThisKey, UsageError
+from privft.budget.postgres import Database
+from privft.errors import ConfigError, IntegrityError, NotForThisKey, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
 from privft.vault.keys import KeyOpener, agreement_opener
@@ -35,6 +37,7 @@ from privft.vault.overlap import HASH_BYTES
 
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
+PLACE = "ledger.json"
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -71,10 +74,16 @@ class Workspace:
     name: str
     log: SigningKey
     overlap_key: bytes
+    database: Database | None = None
 
     @staticmethod
-    def create(folder: Path, *, owner: Identity, roles: Sequence[Role]) -> Workspace:
-        """Make a workspace in a new or empty folder, with its first person on the ring."""
+    def create(
+        folder: Path, *, owner: Identity, roles: Sequence[Role], database: Database | None = None
+    ) -> Workspace:
+        """Make a workspace in a new or empty folder, with its first person on the ring.
+
+        database: where the ledger is to be, if not in a file of the workspace.
+        """
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty", hint="name a folder that does not exist yet")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,9 +92,17 @@ class Workspace:
         log = SigningKey.generate(f"privft.{name}")
         overlap_key = os.urandom(32)
         write_private(folder / "keys" / "log.key", log.private_bytes() + overlap_key)
-        workspace = Workspace(folder=folder.resolve(), name=name, log=log, overlap_key=overlap_key)
+        if database is not None:
+            write_private(folder / PLACE, canonical_json(database.to_dict()) + b"\n")
+        workspace = Workspace(
+            folder=folder.resolve(),
+            name=name,
+            log=log,
+            overlap_key=overlap_key,
+            database=database,
+        )
         with Ledger.create(
-            folder / "ledger.db", log_key=log, origin=log.name, workspace_id=name
+            workspace.ledger_place, log_key=log, origin=log.name, workspace_id=name
         ) as ledger:
             workspace.add_person(ledger, owner, roles=roles, actor=owner.name)
         marker = {"format": FORMAT, "name": name, "log_key": log.public.hex}
@@ -93,8 +110,8 @@ class Workspace:
         return workspace
 
     @staticmethod
-    def open(folder: Path) -> Workspace:
-        """The workspace in this very folder."""
+    def open(folder: Path, *, ledger_password: str | None = None) -> Workspace:
+        """The workspace in this very folder; the password is for the ledger's database, if any."""
         try:
             marker = json.loads((folder / MARKER).read_bytes())
             keys = (folder / "keys" / "log.key").read_bytes()
@@ -110,16 +127,21 @@ class Workspace:
         log = SigningKey.from_bytes(f"privft.{marker['name']}", keys[:32])
         if log.public.hex != marker["log_key"]:
             raise IntegrityError(f"{folder / MARKER} and keys/log.key do not belong together")
+        place = folder / PLACE
         return Workspace(
-            folder=folder.resolve(), name=marker["name"], log=log, overlap_key=keys[32:]
+            folder=folder.resolve(),
+            name=marker["name"],
+            log=log,
+            overlap_key=keys[32:],
+            database=read_place(place, password=ledger_password) if place.exists() else None,
         )
 
     @staticmethod
-    def find(start: Path) -> Workspace:
+    def find(start: Path, *, ledger_password: str | None = None) -> Workspace:
         """The workspace that `start` lies in, looking upward."""
         for folder in (start.resolve(), *start.resolve().parents):
             if (folder / MARKER).is_file():
-                return Workspace.open(folder)
+                return Workspace.open(folder, ledger_password=ledger_password)
         raise UsageError(
             "there is no privft workspace here or above",
             hint="privft init DIR makes one; --workspace DIR names one",
@@ -128,7 +150,12 @@ class Workspace:
     def ledger(self, *, writable: bool = True) -> Ledger:
         """Open the ledger; a context manager."""
         log_key = self.log if writable else self.log.public
-        return Ledger.open(self.folder / "ledger.db", log_key=log_key)
+        return Ledger.open(self.ledger_place, log_key=log_key)
+
+    @property
+    def ledger_place(self) -> Path | Database:
+        """The ledger's file, or the database that `ledger.json` names."""
+        return self.database or self.folder / "ledger.db"
 
     def vault_path(self, dataset: str) -> Path:
         """Where the vault of a data set lies."""
@@ -272,6 +299,15 @@ class Workspace:
     def forget_overlap_hashes(self, dataset: str) -> None:
         """Remove what is recorded for a data set that did not come to be."""
         (self.folder / "overlap" / dataset).unlink(missing_ok=True)
+
+
+def read_place(path: Path, *, password: str | None = None) -> Database:
+    """The database that a file names; raises `ConfigError`."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable as JSON") from error
+    return Database.from_dict(value, password=password)
 
 
 def opener_of(identity: Identity) -> KeyOpener:

@@ -61,6 +61,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "securesystemslib": ("privft.signing",),
     "click": ("privft.cli",),
     "sqlite3": ("privft.budget.ledger", "privft.budget.store"),
+    "psycopg": ("privft.budget.postgres",),
     "typst": ("privft.report.pdf",),
     "pkcs11": ("privft.vault.tokens",),
     "jinja2": ("privft.report",),

@@ -37,9 +37,10 @@ from typing import Any
 from privft.budget import translog
 from privft.budget.entries import Entry, format_time, make_entry, parse_time
 from privft.budget.filter import Cap
+from privft.budget.postgres import Database, PostgresStore
 from privft.budget.reader import Reader
 from privft.budget.replay import chain_of, extend, sign_journal
-from privft.budget.store import SqliteStore, Transaction
+from privft.budget.store import SqliteStore, Store, Transaction
 from privft.budget.translog import Checkpoint
 from privft.errors import OrderError, PlanError, PolicyRefused
 from privft.signing import SigningKey, VerifyKey
@@ -54,14 +55,14 @@ _OWN_VERBS = {
 class Ledger(Reader):
     """One open ledger, in one process and one thread; see the module's docstring."""
 
-    def __init__(self, store: SqliteStore, log_key: SigningKey | VerifyKey) -> None:
+    def __init__(self, store: Store, log_key: SigningKey | VerifyKey) -> None:
         super().__init__(store, log_key.public if isinstance(log_key, SigningKey) else log_key)
         self._signer = log_key if isinstance(log_key, SigningKey) else None
         self._written: list[tuple[Entry, str]] = []
 
     @staticmethod
     def create(
-        path: Path,
+        place: Path | Database,
         *,
         log_key: SigningKey,
         origin: str,
@@ -69,7 +70,10 @@ class Ledger(Reader):
         actor: str = "privft",
         time: str | None = None,
     ) -> Ledger:
-        """A new ledger at `path` (mode 0600), whose log signs as `origin` (the key's own name)."""
+        """A new ledger, in a file of mode 0600 or in a schema of a database.
+
+        Its log signs as `origin`, which is the key's own name.
+        """
         if log_key.name != origin:
             raise ValueError(f"expected a log key named {origin!r}, got {log_key.name!r}")
         first = make_entry(
@@ -80,16 +84,23 @@ class Ledger(Reader):
             body={"workspace": workspace_id, "log_key": log_key.public.hex},
         )
         note = Checkpoint(origin=origin, size=1, root=first.leaf_hash).signed(log_key)
-        SqliteStore.create(path, first.canonical, note, sign_journal({}, log_key))
-        return Ledger.open(path, log_key=log_key)
+        create = PostgresStore.create if isinstance(place, Database) else SqliteStore.create
+        create(place, first.canonical, note, sign_journal({}, log_key))  # type: ignore[arg-type]
+        return Ledger.open(place, log_key=log_key)
 
     @staticmethod
-    def open(path: Path, *, log_key: SigningKey | VerifyKey) -> Ledger:
-        """The ledger at `path`; with a `VerifyKey`, for reading only.
+    def open(place: Path | Database, *, log_key: SigningKey | VerifyKey) -> Ledger:
+        """The ledger in a file or a database; with a `VerifyKey`, for reading only.
 
         Raises `IntegrityError` unless the entries lead to the root that this key signed.
         """
-        ledger = Ledger(SqliteStore(path, writable=isinstance(log_key, SigningKey)), log_key)
+        writable = isinstance(log_key, SigningKey)
+        store: Store
+        if isinstance(place, Database):
+            store = PostgresStore(place, writable=writable)
+        else:
+            store = SqliteStore(place, writable=writable)
+        ledger = Ledger(store, log_key)
         try:
             with ledger._reading():
                 return ledger

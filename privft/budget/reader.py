@@ -31,7 +31,7 @@ from privft.budget.replay import (
     open_journal,
     replay,
 )
-from privft.budget.store import SqliteStore, Transaction
+from privft.budget.store import Store, Transaction
 from privft.budget.translog import Checkpoint, Tree, leaf_hash
 from privft.errors import IntegrityError, OrderError, PrivftError
 from privft.keyring import Keyring
@@ -41,7 +41,7 @@ from privft.signing import VerifyKey
 class Reader:
     """One open ledger, in one process and one thread; see the module's docstring."""
 
-    def __init__(self, store: SqliteStore, key: VerifyKey) -> None:
+    def __init__(self, store: Store, key: VerifyKey) -> None:
         self._store = store
         self._key = key
         self._forget()
@@ -243,7 +243,7 @@ class Reader:
     def verify(self, known_checkpoints: Sequence[str] = ()) -> LedgerCheck:
         """Replay everything from the first byte, as `replay` says; raises `IntegrityError`."""
         with self._reading() as transaction:
-            self._store.check_file()
+            self._store.check_storage()
             return replay(
                 entries=transaction.entries(0),
                 checkpoint=transaction.note("checkpoint"),

@@ -1,4 +1,4 @@
-"""Where a ledger's bytes lie: a small interface, and SQLite behind it.
+"""Where a ledger's bytes lie: a small interface, and SQLite behind it (PostgreSQL: `postgres`).
 
 A store keeps three things and understands none of them: entries (position -> bytes), the journal
 of steps ((run, step) -> 32 bytes), and two signed notes (`checkpoint` and `journal`).  All rules
@@ -24,7 +24,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -77,6 +77,19 @@ class Transaction(Protocol):
 
     def add_journal(self, run: str, step: int, digest: bytes) -> None:
         """Add a step."""
+
+
+class Store(Protocol):
+    """One open place, in one process and one thread."""
+
+    def transaction(self, *, write: bool) -> AbstractContextManager[Transaction]:
+        """All or nothing; `write` takes the writer lock before anything is read."""
+
+    def check_storage(self) -> None:
+        """What the place itself can check; raises `IntegrityError`."""
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 def file_system_of(path: Path, mounts: str) -> str:
@@ -255,7 +268,7 @@ class SqliteStore:
             os.close(folder)
 
     @contextmanager
-    def transaction(self, *, write: bool) -> Iterator[SqliteTransaction]:
+    def transaction(self, *, write: bool) -> Iterator[Transaction]:
         """All or nothing; `write` takes the writer lock before anything is read."""
         if os.getpid() != self._process:
             raise OrderError("a ledger was opened in one process and used in another")
@@ -269,7 +282,7 @@ class SqliteStore:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def check_file(self) -> None:
+    def check_storage(self) -> None:
         """SQLite's own look at every page; raises `IntegrityError`."""
         with _translated():
             rows = self._connection.execute("PRAGMA integrity_check(1)").fetchall()

@@ -134,8 +134,15 @@ def _place(error: BaseException) -> str:
     help="The workspace folder; by default found upward from here.",
 )
 @click.option("--no-input", is_flag=True, help="Never ask; fail where an answer is needed.")
+@click.option(
+    "--ledger-password-fd",
+    type=int,
+    help="For a ledger in a database: its password, read from this file descriptor.",
+)
 @click.pass_context
-def main(ctx: click.Context, workspace: Path | None, no_input: bool) -> None:
+def main(
+    ctx: click.Context, workspace: Path | None, no_input: bool, ledger_password_fd: int | None
+) -> None:
     """Fine-tune language models on sensitive text, with a privacy guarantee that holds.
 
     \b
@@ -144,4 +151,8 @@ def main(ctx: click.Context, workspace: Path | None, no_input: bool) -> None:
     from privft.hardening import lock_down
 
     lock_down()
-    ctx.obj = {"workspace": workspace, "no_input": no_input}
+    ctx.obj = {
+        "workspace": workspace,
+        "no_input": no_input,
+        "ledger_password_fd": ledger_password_fd,
+    }

@@ -144,10 +144,27 @@ class Session:
         return given.encode()
 
 
+def ledger_password(ctx: click.Context) -> str | None:
+    """The password of the ledger's database, where a file descriptor is named for it."""
+    descriptor = ctx.obj.get("ledger_password_fd")
+    if descriptor is None:
+        return None
+    try:
+        with os.fdopen(descriptor, encoding="utf-8", closefd=False) as file:
+            return file.read().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"file descriptor {descriptor} cannot be read", hint="3< FILE opens one"
+        ) from error
+
+
 def session(ctx: click.Context) -> Session:
     """The workspace that the command is about."""
-    given = ctx.obj["workspace"]
-    workspace = Workspace.open(given) if given is not None else Workspace.find(Path.cwd())
+    given, password = ctx.obj["workspace"], ledger_password(ctx)
+    if given is not None:
+        workspace = Workspace.open(given, ledger_password=password)
+    else:
+        workspace = Workspace.find(Path.cwd(), ledger_password=password)
     return Session(
         workspace=workspace,
         no_input=ctx.obj["no_input"],

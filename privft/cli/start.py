@@ -9,23 +9,37 @@ from pathlib import Path
 
 import click
 
-from privft.cli.session import FOLDER, json_option, print_json, say, session, table
+from privft.cli.session import (
+    FILE,
+    FOLDER,
+    json_option,
+    ledger_password,
+    print_json,
+    say,
+    session,
+    table,
+)
 from privft.errors import DoctorFailed, PrivftError, UsageError
 from privft.signing import Identity
-from privft.workspace import Workspace
+from privft.workspace import Workspace, read_place
 
 
 @click.command("init")
 @click.argument("folder", type=FOLDER)
 @click.option("--name", help="Your name on the ring; by default the login name.")
-def init_command(folder: Path, name: str | None) -> None:
+@click.option("--ledger", "place", type=FILE, help="JSON file that names a PostgreSQL database.")
+@click.pass_context
+def init_command(ctx: click.Context, folder: Path, name: str | None, place: Path | None) -> None:
     """Make a workspace: ledger, keys, and room for vaults and runs."""
+    database = None if place is None else read_place(place, password=ledger_password(ctx))
     own = name or re.sub(r"[^A-Za-z0-9._-]", "-", getpass.getuser()) or "operator"
     try:
         identity = Identity.generate(own)
     except ValueError as error:
         raise UsageError(f"{own!r} cannot name a person: {error}") from error
-    workspace = Workspace.create(folder, owner=identity, roles=("operator", "approver"))
+    workspace = Workspace.create(
+        folder, owner=identity, roles=("operator", "approver"), database=database
+    )
     say(f"workspace {workspace.name} in {workspace.folder}")
     say(f"{own} is on the ring; private keys in {workspace.folder / 'keys'} (mode 0600)")
     say(f"next: cd {folder} && privft vault create NAME --from FILE --unit subject ...")
