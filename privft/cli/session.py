@@ -19,6 +19,8 @@ from privft.budget.ledger import Ledger
 from privft.errors import UsageError
 from privft.signing import Identity
 from privft.vault.keys import KeyOpener, passphrase_opener
+from privft.vault.services import exec_service, service_opener
+from privft.vault.tokens import TokenService, parse_uri
 from privft.workspace import Workspace, opener_of
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -35,6 +37,9 @@ class Acting:
     key_file: Path | None
     passphrase_fd: int | None = None
     ask_passphrase: bool = False
+    service: str | None = None
+    token: str | None = None
+    pin_fd: int | None = None
 
 
 def acting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,11 +66,37 @@ def opening(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--passphrase", "ask_passphrase", is_flag=True, help="Open it with a passphrase, asked for."
     )
+    @click.option(
+        "--service",
+        metavar="NAME=COMMAND",
+        help="Open it through a key service, spoken to by this program.",
+    )
+    @click.option(
+        "--pkcs11",
+        "token",
+        metavar="URI",
+        help="Open it with a token: pkcs11:token=T;object=KEY?module-path=LIBRARY.",
+    )
+    @click.option("--pin-fd", type=int, help="The token's PIN, from this file descriptor.")
     @functools.wraps(command)
     def with_opener(
-        *args: Any, who: Acting, passphrase_fd: int | None, ask_passphrase: bool, **rest: Any
+        *args: Any,
+        who: Acting,
+        passphrase_fd: int | None,
+        ask_passphrase: bool,
+        service: str | None,
+        token: str | None,
+        pin_fd: int | None,
+        **rest: Any,
     ) -> Any:
-        who = replace(who, passphrase_fd=passphrase_fd, ask_passphrase=ask_passphrase)
+        who = replace(
+            who,
+            passphrase_fd=passphrase_fd,
+            ask_passphrase=ask_passphrase,
+            service=service,
+            token=token,
+            pin_fd=pin_fd,
+        )
         return command(*args, who=who, **rest)
 
     return with_opener
@@ -119,13 +150,32 @@ class Session:
         return self.workspace.identity(name=who.name, key_file=who.key_file)
 
     def opener(self, who: Acting) -> KeyOpener:
-        """What opens the vault: a passphrase where one is given, else the person's key."""
-        if who.passphrase_fd is None and not who.ask_passphrase:
-            return opener_of(self.identity(who))
-        return passphrase_opener(self.passphrase(who.passphrase_fd))
+        """What opens the vault: a passphrase, a service or a token where one is given, else the
+        person's key."""
+        by_passphrase = who.passphrase_fd is not None or who.ask_passphrase
+        if sum((by_passphrase, who.service is not None, who.token is not None)) > 1:
+            raise UsageError("more than one way to open the vault", hint="give one of them")
+        if by_passphrase:
+            return passphrase_opener(self.passphrase(who.passphrase_fd))
+        if who.service is not None:
+            return service_opener(exec_service(who.service))
+        if who.token is not None:
+            return service_opener(self.token(who.token, who.pin_fd))
+        return opener_of(self.identity(who))
 
     def passphrase(self, descriptor: int | None, *, twice: bool = False) -> bytes:
         """A passphrase from a file descriptor or a prompt, never from argv or environment."""
+        return self._secret("passphrase", descriptor, "--passphrase-fd N", twice=twice)
+
+    def token(self, uri: str, pin_fd: int | None) -> TokenService:
+        """The key on a token, with the PIN from a file descriptor or a prompt."""
+        place = parse_uri(uri)
+        pin = self._secret(f"PIN of token {place.token}", pin_fd, "--pin-fd N")
+        return TokenService(module=place.module, token=place.token, key=place.key, pin=pin)
+
+    def _secret(
+        self, what: str, descriptor: int | None, option: str, *, twice: bool = False
+    ) -> bytes:
         if descriptor is not None:
             try:
                 with os.fdopen(descriptor, "rb") as file:
@@ -135,12 +185,10 @@ class Session:
                     f"file descriptor {descriptor} cannot be read", hint="3< FILE opens one"
                 ) from error
         if self.no_input or not sys.stdin.isatty():
-            raise UsageError(
-                "a passphrase is needed and nobody can be asked", hint="--passphrase-fd N"
-            )
-        given = getpass.getpass("passphrase: ")
+            raise UsageError(f"a {what} is needed and nobody can be asked", hint=option)
+        given = getpass.getpass(f"{what}: ")
         if twice and getpass.getpass("again: ") != given:
-            raise UsageError("the two passphrases differ", hint="try again")
+            raise UsageError(f"the two {what}s differ", hint="try again")
         return given.encode()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from privft.cli.opened import opened_vault, person_recipient, plain
-from privft.cli.recipients import recipients
+from privft.cli.recipients import New, made, new_recipient, recipients
 from privft.cli.session import (
     FILE,
     Acting,
@@ -29,7 +29,6 @@ from privft.stages import data
 from privft.vault import store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
-from privft.vault.keys import passphrase_recipient
 from privft.vault.manifest import Caps
 from privft.vault.store import Vault
 
@@ -65,8 +64,7 @@ def vault_command() -> None:
 )
 @click.option("--join", help="Share the budget of this data set.")
 @click.option("--recipient", "people", multiple=True, help="Who can open it; default: who acts.")
-@click.option("--recipient-passphrase", is_flag=True, help="A passphrase opens it too (asked).")
-@click.option("--recipient-passphrase-fd", type=int, help="The same, from a file descriptor.")
+@new_recipient
 @click.option(
     "--held-out-share",
     type=click.FloatRange(0, 0.5),
@@ -89,8 +87,7 @@ def create(
     policy_name: str,
     join: str | None,
     people: tuple[str, ...],
-    recipient_passphrase: bool,
-    recipient_passphrase_fd: int | None,
+    new: New,
     held_out_share: float,
     max_records_per_unit: int,
     skip_bad: bool,
@@ -126,9 +123,7 @@ def create(
     caps = Caps(held_out_share=held_out_share, max_records_per_unit=max_records_per_unit)
     with opened.ledger() as ledger:
         recipients = [person_recipient(ledger, who) for who in people or (actor.name,)]
-        if recipient_passphrase or recipient_passphrase_fd is not None:
-            given = opened.passphrase(recipient_passphrase_fd, twice=True)
-            recipients.append(passphrase_recipient("passphrase", given))
+        recipients += made(opened, new)
         with _reading_rows() as progress:
             vault, summary = data.create_vault(
                 opened.workspace,

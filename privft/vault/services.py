@@ -30,6 +30,8 @@ manifest must not be able to name a program to run.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ from privft.errors import IntegrityError, NotForThisKey, PrivftError, UsageError
 from privft.vault.keys import HeldByService, KeyOpener, Recipient
 
 _NOT_THIS_KEY = 3
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MAX_WRAPPED_BYTES = 8192
 _MAX_ANSWER_BYTES = 1 << 16
 _TIMEOUT_S = 60
@@ -58,6 +61,24 @@ class KeyService(Protocol):
 
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """The inverse; NotForThisKey when it was wrapped under another key."""
+
+
+def exec_service(text: str) -> ExecService:
+    """The service in NAME=COMMAND; the command is split as a shell splits words, and run by none.
+
+    Raises UsageError for another form.
+    """
+    name, equals, command = text.partition("=")
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = []
+    if not equals or not _NAME.fullmatch(name) or not words:
+        raise UsageError(
+            "a key service that is not NAME=COMMAND",
+            hint="for example kms=/opt/privft/kms-program, or 'kms=/opt/kms-program --key ward'",
+        )
+    return ExecService(name=name, command=words)
 
 
 def service_recipient(label: str, service: KeyService) -> Recipient:

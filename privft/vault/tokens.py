@@ -6,24 +6,73 @@ associated data:
 
     wrapped = nonce (12 bytes) || ciphertext (32 bytes) || tag (16 bytes)
 
+AES-GCM does not commit to its key, so a token cannot tell another key from altered data: both are
+"not for this key" here.  Altered data is noticed before, by the signature over the manifest.
+
+The place of a key is named by a PKCS#11 URI (RFC 7512) with exactly these three attributes, each
+percent-encoded where need be:
+
+    pkcs11:token=ward;object=vault?module-path=/usr/lib/softhsm/libsofthsm2.so
+
 The PIN is asked for by the caller and passed as bytes; it is in no argument list, environment or
-file.  `python-pkcs11` is an optional dependency, imported only here and only when a token is used.
+file, and a URI with a `pin-value` or `pin-source` is refused.  `python-pkcs11` is an optional
+dependency, imported only here and only when a token is used.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from privft.errors import NotForThisKey, PrivftError, UsageError
 
 _NONCE_BYTES = 12
 _TAG_BITS = 128
+_ATTRIBUTES = {
+    "token": re.compile(r"[^\x00-\x1f\x7f]{1,32}"),
+    "object": re.compile(r"[^\x00-\x1f\x7f]{1,60}"),
+    "module-path": re.compile(r"[^\x00-\x1f\x7f]{1,1000}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPlace:
+    """Where a key is: the vendor's library, and the labels of token and key."""
+
+    module: Path
+    token: str
+    key: str
+
+
+def parse_uri(uri: str) -> TokenPlace:
+    """The place in a PKCS#11 URI; UsageError, quoting nothing, for any other than the module's."""
+    scheme, _, rest = uri.partition(":")
+    path, _, query = rest.partition("?")
+    found: dict[str, str] = {}
+    parts = [*path.split(";"), *query.split("&")]
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if equals and name not in found:
+            found[name] = unquote(value)
+    if (
+        scheme != "pkcs11"
+        or len(parts) != 3
+        or set(found) != set(_ATTRIBUTES)
+        or not all(_ATTRIBUTES[name].fullmatch(value) for name, value in found.items())
+    ):
+        raise UsageError(
+            "a token that is not named by a PKCS#11 URI of token, object and module-path",
+            hint="pkcs11:token=T;object=KEY?module-path=LIBRARY; the PIN is asked for,"
+            " or comes by --pin-fd",
+        )
+    return TokenPlace(module=Path(found["module-path"]), token=found["token"], key=found["object"])
 
 
 @dataclass(frozen=True, kw_only=True)

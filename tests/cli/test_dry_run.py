@@ -9,11 +9,16 @@ import pytest
 
 from privft.cli.session import Session
 from privft.errors import OrderError
+from tests.cli.test_recipients import service
 from tests.stages.world import World, base, files_below
 
 VERBS: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
     "rotate": lambda world: ("vault", "rotate", "notes"),
     "reencrypt": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
+    "recipient": lambda world: (
+        *("vault", "recipients", "add", "notes"),
+        *("--recipient-service", service(world.folder)),
+    ),
 }
 
 

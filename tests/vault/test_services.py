@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from privft.errors import IntegrityError, NotForThisKey, PrivftError, UsageError
-from privft.vault.services import ExecService, KeyService, service_opener, service_recipient
+from privft.vault.services import (
+    ExecService,
+    KeyService,
+    exec_service,
+    service_opener,
+    service_recipient,
+)
 from privft.vault.store import Vault
-from privft.vault.tokens import TokenService
+from privft.vault.tokens import TokenPlace, TokenService, parse_uri
 from tests.vault.builders import SIGNED, TRUSTED, add_rows, content, new_vault, rows, ward
+from tests.vault.softhsm import new_token
 
 PROGRAM = Path(__file__).with_name("example_service.py")
-SOFTHSM = next(
-    (
-        Path(path)
-        for path in (
-            "/usr/lib/softhsm/libsofthsm2.so",
-            "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-            "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
-        )
-        if Path(path).exists()
-    ),
-    None,
-)
 
 
 def service(tmp_path: Path, name: str = "kms", key: bytes = bytes(32)) -> ExecService:
@@ -121,25 +114,7 @@ def test_a_service_that_lies_later_does_not_open(tmp_path: Path) -> None:
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenService:
-    """A fresh SoftHSM2 token with one AES key."""
-    pytest.importorskip("pkcs11", reason="python-pkcs11 is not installed")
-    tool = shutil.which("softhsm2-util")
-    if SOFTHSM is None or tool is None:
-        pytest.skip("SoftHSM2 is not installed")
-    (tmp_path / "tokens").mkdir()
-    config = tmp_path / "softhsm2.conf"
-    config.write_text(f"directories.tokendir = {tmp_path / 'tokens'}\nlog.level = ERROR\n")
-    monkeypatch.setenv("SOFTHSM2_CONF", str(config))
-    label = f"ward-{tmp_path.name}"[:32]
-    subprocess.run(
-        [tool, "--init-token", "--free", "--label", label, "--so-pin", "0000", "--pin", "1234"],
-        check=True,
-        capture_output=True,
-    )
-    made = TokenService(module=SOFTHSM, token=label, key="vault", pin=b"1234")
-    import pkcs11
-
-    pkcs11.lib(str(SOFTHSM)).reinitialize()
+    made = new_token(tmp_path, monkeypatch)
     made.make_key()
     return made
 
@@ -173,3 +148,39 @@ def test_what_a_token_wrapped_is_bound_to_its_recipient(token: TokenService) -> 
     ):
         with pytest.raises(NotForThisKey):
             token.unwrap(data, context)
+
+
+def test_a_place_on_a_token_is_named_by_a_uri() -> None:
+    place = TokenPlace(module=Path("/usr/lib/x.so"), token="ward 7", key="k;1")
+    assert parse_uri("pkcs11:token=ward%207;object=k%3B1?module-path=/usr/lib/x.so") == place
+    assert parse_uri("pkcs11:object=k%3B1;token=ward 7?module-path=/usr/lib/x.so") == place
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "pkcs11:",
+        "pkcs11:token=a;object=b",
+        "token=a;object=b?module-path=c",
+        "pkcs11:token=a;object=b;object=d?module-path=c",
+        "pkcs11:token=a;object=b?module-path=c&pin-value=1234",
+        "pkcs11:token=a;object=b;pin-value=1234?module-path=c",
+        "pkcs11:token=a;object=?module-path=c",
+        "pkcs11:token=a%0ab;object=d?module-path=c",
+        "pkcs11:token=" + "a" * 33 + ";object=b?module-path=c",
+        "pkcs11:token=a;object=" + "b" * 61 + "?module-path=c",
+    ],
+)
+def test_any_other_uri_is_refused_and_not_quoted(uri: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_uri(uri)
+    assert "1234" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_service_is_named_with_its_command() -> None:
+    made = exec_service("kms='/opt/my kms' --key=ward")
+    assert made == ExecService(name="kms", command=["/opt/my kms", "--key=ward"])
+    for text in ("", "kms", "kms=", "=x", "k m=x", "kms='x", "kms=\n"):
+        with pytest.raises(UsageError, match="NAME=COMMAND"):
+            exec_service(text)
