@@ -120,8 +120,12 @@ def plan(
     config_folder: Path,
     actor: Identity,
     fit: bool = False,
+    record: bool = True,
 ) -> Priced:
-    """Price a run; with `fit`, at the largest epsilon that the budget still admits."""
+    """Price a run; with `fit`, at the largest epsilon that the budget still admits.
+
+    record: whether a refusal becomes an entry of the ledger.
+    """
     from privft.stages import modelling, planning
 
     _may_operate(ledger, actor)
@@ -129,7 +133,9 @@ def plan(
         config = planning.fitted(workspace, ledger, config)
     base = modelling.find_base(config, relative_to=config_folder)
     modelling.evaluation_file(config, relative_to=config_folder)
-    return planning.make_plan(workspace, ledger, config, modelling.model_facts(base), actor=actor)
+    return planning.make_plan(
+        workspace, ledger, config, modelling.model_facts(base), actor=actor, record=record
+    )
 
 
 def approve(ledger: Ledger, the_plan: Plan, *, approver: Identity) -> None:

@@ -30,6 +30,7 @@ from privft.budget.entries import Role, format_time
 from privft.budget.ledger import Ledger
 from privft.budget.postgres import Database
 from privft.errors import ConfigError, IntegrityError, NotForThisKey, UsageError
+from privft.keyring import Person
 from privft.policy import Policy
 from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
 from privft.vault.keys import KeyOpener, agreement_opener
@@ -172,6 +173,21 @@ class Workspace:
 
     # -- people ---------------------------------------------------------------------------------
 
+    def place_for_keys(self, ledger: Ledger, name: str, *, key_file: Path | None = None) -> Path:
+        """Where a new person's private keys go: keys/NAME.key, unless another file is named.
+
+        Raises `UsageError` when that file exists, or somebody of the name is on the ring.
+        """
+        path = key_file or self.folder / "keys" / f"{name}.key"
+        if path.exists():
+            raise UsageError(f"{path} exists", hint="keys are never overwritten; name another file")
+        if any(person.name == name for person in _standing(ledger)):
+            raise UsageError(
+                f"{name} is on the ring already",
+                hint=f"another name, or privft keys revoke {name} first",
+            )
+        return path
+
     def add_person(
         self,
         ledger: Ledger,
@@ -182,10 +198,8 @@ class Workspace:
         key_file: Path | None = None,
         expires: str | None = None,
     ) -> Path:
-        """Put a person on the ring and the private keys into a file (keys/NAME.key by default)."""
-        path = key_file or self.folder / "keys" / f"{identity.name}.key"
-        if path.exists():
-            raise UsageError(f"{path} exists", hint="keys are never overwritten; name another file")
+        """Put a person on the ring and the private keys into a file; see `place_for_keys`."""
+        path = self.place_for_keys(ledger, identity.name, key_file=key_file)
         public = identity.public
         write_private(path, identity.to_bytes() + b"\n")
         try:
@@ -205,15 +219,13 @@ class Workspace:
             raise
         return path
 
-    def revoke_person(self, ledger: Ledger, name: str, *, reason: str, actor: str) -> None:
-        """Make a person's keys count for nothing from now on.
-
-        Raises `UsageError` for a name that nobody on the ring has now, and for the last operator,
+    def check_revocable(self, ledger: Ledger, name: str) -> None:
+        """Raise `UsageError` for a name that nobody on the ring has now, and for the last operator,
         without whom nobody could act here any more.
         """
         now = format_time(datetime.now(UTC))
-        ring = [person for person in ledger.keyring().people if person.revoked is None]
-        if name not in {person.name for person in ring}:
+        ring = _standing(ledger)
+        if all(person.name != name for person in ring):
             raise UsageError(
                 f"nobody named {name} is on the ring, or they are revoked already",
                 hint="privft keys list shows who is",
@@ -224,7 +236,6 @@ class Workspace:
                 f"{name} is the last operator, and nobody could act here without one",
                 hint="privft keys create NAME --role operator comes first",
             )
-        ledger.append("key-revoked", {"name": name, "reason": reason}, actor=actor)
 
     def identity(self, *, name: str | None = None, key_file: Path | None = None) -> Identity:
         """Who acts: from a key file, by name, or the only person with keys on this machine."""
@@ -308,6 +319,10 @@ def read_place(path: Path, *, password: str | None = None) -> Database:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON") from error
     return Database.from_dict(value, password=password)
+
+
+def _standing(ledger: Ledger) -> list[Person]:
+    return [person for person in ledger.keyring().people if person.revoked is None]
 
 
 def opener_of(identity: Identity) -> KeyOpener:

@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from privft.budget.entries import format_time
-from privft.cli.session import FILE, Acting, acting, json_option, print_json, say, session, table
+from privft.cli.session import (
+    FILE,
+    Acting,
+    acting,
+    dry_run,
+    json_option,
+    print_json,
+    say,
+    session,
+    table,
+)
 from privft.errors import UsageError
 from privft.signing import Identity
 
@@ -26,6 +36,7 @@ def keys_command() -> None:
 @click.option("--out", type=FILE, help="Where the private keys go; by default keys/NAME.key.")
 @click.option("--days", type=click.IntRange(min=1), help="The keys expire after so many days.")
 @acting
+@dry_run
 @click.pass_context
 def create(
     ctx: click.Context,
@@ -34,6 +45,7 @@ def create(
     out: Path | None,
     days: int | None,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Make keys for a person and put the public half on the ring."""
     opened = session(ctx)
@@ -44,15 +56,18 @@ def create(
         raise UsageError(f"{new_name!r} cannot name a person: {error}") from error
     expires = None if days is None else format_time(datetime.now(UTC) + timedelta(days=days))
     with opened.ledger() as ledger:
-        path = opened.workspace.add_person(
-            ledger,
-            identity,
-            roles=[role for role in ROLES if role in (roles or ("operator",))],  # type: ignore[misc]
-            actor=actor.name,
-            key_file=out,
-            expires=expires,
-        )
-    say(f"{new_name} is on the ring; the private keys are in {path}")
+        path = opened.workspace.place_for_keys(ledger, new_name, key_file=out)
+        if not dry_run:
+            opened.workspace.add_person(
+                ledger,
+                identity,
+                roles=[role for role in ROLES if role in (roles or ("operator",))],  # type: ignore[misc]
+                actor=actor.name,
+                key_file=out,
+                expires=expires,
+            )
+    be, are = ("would be", "would be") if dry_run else ("is", "are")
+    say(f"{new_name} {be} on the ring; the private keys {are} in {path}")
     say("keep that file where only they can read it: whoever has it acts as them")
 
 
@@ -99,12 +114,15 @@ def list_people(ctx: click.Context, as_json: bool) -> None:
 @click.argument("person", metavar="NAME")
 @click.option("--reason", required=True, help="Why; it stands in the ledger.")
 @acting
+@dry_run
 @click.pass_context
-def revoke(ctx: click.Context, person: str, reason: str, who: Acting) -> None:
+def revoke(ctx: click.Context, person: str, reason: str, who: Acting, dry_run: bool) -> None:
     """Make a person's keys count for nothing from now on."""
     opened = session(ctx)
     actor = opened.identity(who)
     with opened.ledger() as ledger:
-        opened.workspace.revoke_person(ledger, person, reason=reason, actor=actor.name)
-    say(f"{person} is revoked; what they signed before stays signed")
+        opened.workspace.check_revocable(ledger, person)
+        if not dry_run:
+            ledger.append("key-revoked", {"name": person, "reason": reason}, actor=actor.name)
+    say(f"{person} {'would be' if dry_run else 'is'} revoked; what they signed before stays signed")
     say("vaults that they can open: privft vault recipients remove")

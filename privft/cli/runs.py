@@ -17,6 +17,7 @@ from privft.cli.session import (
     FILE,
     Acting,
     acting,
+    dry_run,
     json_option,
     opening,
     print_json,
@@ -46,18 +47,18 @@ def read_plan(path: Path) -> Plan:
 @click.argument("config_file", metavar="RUN.YAML", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where the plan goes; by default RUN.plan.")
 @click.option("--fit", is_flag=True, help="Take the largest epsilon that the budget admits.")
-@click.option("--dry-run", is_flag=True, help="Price it and write nothing.")
 @json_option
 @acting
+@dry_run
 @click.pass_context
 def plan_command(
     ctx: click.Context,
     config_file: Path,
     output: Path | None,
     fit: bool,
-    dry_run: bool,
     as_json: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Price a run in epsilon, before any record is opened."""
     config = load_config(config_file)
@@ -70,6 +71,7 @@ def plan_command(
             config_folder=config_file.parent,
             actor=opened.identity(who),
             fit=fit,
+            record=not dry_run,
         )
     target = output or config_file.with_suffix(".plan")
     if not dry_run:

@@ -130,8 +130,10 @@ def make_plan(
     model: ModelFacts,
     *,
     actor: Identity,
+    record: bool = True,
 ) -> Priced:
-    """Price a run; raises `PolicyRefused` or `BudgetExceeded` (both recorded) when it may not be.
+    """Price a run; raises `PolicyRefused` or `BudgetExceeded` when it may not be, and makes that an
+    entry of the ledger when it is to `record`.
 
     The config's numbers must agree with what was declared when the data set was created.
     """
@@ -181,7 +183,8 @@ def make_plan(
         if not admission.admitted:
             raise _exceeded(config, policy, view, admission, mechanism)
     except (PolicyRefused, BudgetExceeded) as refusal:
-        _record_refusal(ledger, plan, refusal, actor.name)
+        if record:
+            _record_refusal(ledger, plan, refusal, actor.name)
         raise
     spent = (*view.spent, *view.reserved)
     return Priced(

@@ -327,6 +327,9 @@ def test_people_come_and_go_through_the_ledger(tmp_path: Path) -> None:
     assert people["bob"]["revoked"] is not None
     before = world.kinds()
     world.privft("keys", "create", "a b", code=2)
+    twice = world.privft("keys", "create", "ada", "--out", tmp_path / "again.key", code=2)
+    assert "error: ada is on the ring already" in twice.err
+    assert not (tmp_path / "again.key").exists()
     for stranger in ("nobody", "bob"):  # bob is revoked already
         done = world.privft("keys", "revoke", stranger, "--reason", "x", code=2)
         assert f"error: nobody named {stranger} is on the ring" in done.err

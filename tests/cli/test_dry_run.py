@@ -12,8 +12,16 @@ from privft.errors import OrderError
 from tests.cli.test_recipients import service
 from tests.stages.world import World, base, files_below
 
+
+def revoke(world: World) -> tuple[str | Path, ...]:
+    world.privft("keys", "create", "bob")
+    return ("keys", "revoke", "bob", "--reason", "left", "--as", "ada")
+
+
 VERBS: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
     "rotate": lambda world: ("vault", "rotate", "notes"),
+    "keys create": lambda world: ("keys", "create", "bob"),
+    "keys revoke": revoke,
     "reencrypt": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
     "recipient": lambda world: (
         *("vault", "recipients", "add", "notes"),

@@ -505,6 +505,9 @@ def test_a_missing_evaluation_file_is_named_before_anything_is_spent(world: Worl
 
 def test_a_run_that_the_policy_does_not_allow_is_refused_and_recorded(world: World) -> None:
     config = world.config("greedy", noise=0.5, steps=8)
+    before = world.kinds()
+    world.privft("plan", config, "--dry-run", code=10)
+    assert world.kinds() == before
     words = "policy 'default' wants max_epsilon_per_run 3, and the plan has"
     refused(world, "plan", config, code=10, error=words, hint="target", entry="run-refused")
     with world.ledger() as ledger:
