@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from privft import workspace as module
 from privft.errors import IntegrityError, NotForThisKey, UsageError
 from privft.policy import load_policy
-from privft.signing import Identity
+from privft.signing import Identity, SigningKey
 from privft.workspace import Workspace, read_canonical, write_private
 
 ADA = Identity.generate("ada")
@@ -149,10 +149,17 @@ def test_a_person_whom_the_ledger_refuses_leaves_no_key_file(
     made: Workspace, tmp_path: Path
 ) -> None:
     path = tmp_path / "second.key"
-    with made.ledger() as ledger, pytest.raises(IntegrityError, match="on the ring already"):
-        made.add_person(
-            ledger, Identity.generate("ada"), roles=("operator",), actor="ada", key_file=path
-        )
+    key = SigningKey.from_bytes("bob", ADA.signing.private_bytes())
+    posing = Identity(name="bob", signing=key, agreement=ADA.agreement)
+    with made.ledger() as ledger, pytest.raises(IntegrityError, match="another person's key"):
+        made.add_person(ledger, posing, roles=("operator",), actor="ada", key_file=path)
+    assert not path.exists()
+
+
+def test_a_name_is_given_once(made: Workspace, tmp_path: Path) -> None:
+    twin, path = Identity.generate("ada"), tmp_path / "second.key"
+    with made.ledger() as ledger, pytest.raises(UsageError, match="ada is on the ring already"):
+        made.add_person(ledger, twin, roles=("operator",), actor="ada", key_file=path)
     assert not path.exists()
 
 
