@@ -138,7 +138,7 @@ def walk(
     units = ("--unit", "record", "--declared-units", declared, "--policy", POLICY)
     privft("init", folder / "workspace", "--name", "ada")
     privft("vault", "create", task.name, "--from", corpus / task.train, *task.columns, *units)
-    privft("plan", config, "-o", plan)
+    privft("plan", config, "-o", plan, "--config-folder", corpus)
     privft("train", plan, "--config-folder", corpus)
     (run,) = json.loads(privft("runs", "list", "--json"))
     privft("audit", run["run"])

@@ -15,6 +15,7 @@ from privft import gate
 from privft.budget.entries import format_time
 from privft.cli.session import (
     FILE,
+    FOLDER,
     Acting,
     acting,
     dry_run,
@@ -47,6 +48,11 @@ def read_plan(path: Path) -> Plan:
 @click.argument("config_file", metavar="RUN.YAML", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where the plan goes; by default RUN.plan.")
 @click.option("--fit", is_flag=True, help="Take the largest epsilon that the budget admits.")
+@click.option(
+    "--config-folder",
+    type=FOLDER,
+    help="What paths in the config are relative to; by default the config's folder.",
+)
 @json_option
 @acting
 @dry_run
@@ -56,6 +62,7 @@ def plan_command(
     config_file: Path,
     output: Path | None,
     fit: bool,
+    config_folder: Path | None,
     as_json: bool,
     who: Acting,
     dry_run: bool,
@@ -68,7 +75,7 @@ def plan_command(
             opened.workspace,
             ledger,
             config,
-            config_folder=config_file.parent,
+            config_folder=config_folder or config_file.parent,
             actor=opened.identity(who),
             fit=fit,
             record=not dry_run,
@@ -184,7 +191,7 @@ def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
 @click.option("--resume", "run", metavar="RUN", help="Go on with a run that was stopped.")
 @click.option(
     "--config-folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="What paths in the config are relative to; by default the plan's folder.",
 )
 @click.option("--show-private", is_flag=True, help="Batch sizes, where the policy allows it.")
