@@ -12,12 +12,15 @@ entry out of order as well, so a caller that came past this file would still be 
     reserved    charged, not settled: being trained, or stopped in the middle
     closed      settled without an adapter; charged in full; nothing can follow
     trained     settled with a sealed adapter; not audited yet
+    auditing    an audit began and has no verdict: only an audit can follow
     passed      the newest audit passed
-    failed      the newest audit failed: the adapter stays sealed
-    waived      failed, and two people took it on themselves until a date
+    unproven    the newest audit's control failed, so it says nothing: it may be held again
+    failed      an audit contradicted the run, for good: the adapter stays sealed
+    waived      failed or unproven, and two people took it on themselves until a date
     released    left through the door; may be written out again, byte for byte
 
-A missing audit is never a pass: `release` asks for `passed` or `waived` and for nothing less.
+A missing audit is never a pass: `release` asks for `passed` or `waived` and for nothing less, and
+a waiver is held once more against the ring of people as it is at the release.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from privft.budget.entries import format_time, parse_time
-from privft.budget.history import RunRecord
+from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
-from privft.budget.signed import waiver_message
+from privft.budget.signed import check_waiver, waiver_message
 from privft.errors import AuditFailed, IntegrityError, OrderError, PolicyRefused, UsageError
 from privft.signing import Identity
 from privft.workspace import Workspace
@@ -43,24 +46,43 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.stages.running import Watch
     from privft.vault.keys import KeyOpener
 
-State = Literal["reserved", "closed", "trained", "passed", "failed", "waived", "released"]
+State = Literal[
+    "reserved",
+    "closed",
+    "trained",
+    "auditing",
+    "passed",
+    "unproven",
+    "failed",
+    "waived",
+    "released",
+]
 Action = Literal["resume", "close", "audit", "waive", "release"]
 
 _MAY: dict[Action, frozenset[State]] = {
     "resume": frozenset({"reserved"}),
     "close": frozenset({"reserved"}),
-    "audit": frozenset({"trained", "passed", "failed"}),
-    "waive": frozenset({"failed"}),
+    "audit": frozenset({"trained", "auditing", "passed", "unproven"}),
+    "waive": frozenset({"failed", "unproven"}),
     "release": frozenset({"passed", "waived", "released"}),
 }
 _NEXT: dict[State, str] = {
     "reserved": "privft train --resume {run}",
     "closed": "make a new plan: privft plan",
     "trained": "privft audit {run}",
+    "auditing": "privft audit {run} goes on with the audit that was broken off",
     "passed": "privft release {run} --to DIR",
+    "unproven": "privft audit {run} again, where its control succeeds",
     "failed": "the adapter stays sealed; privft waive needs two people and a reason",
     "waived": "privft release {run} --to DIR",
     "released": "privft release {run} --to DIR writes the same folder again",
+}
+
+_SEALED: dict[State, str] = {
+    "trained": "has not been audited",
+    "auditing": "has an audit without an end",
+    "unproven": "has an audit that proves nothing",
+    "failed": "failed its audit",
 }
 
 
@@ -72,6 +94,8 @@ def state_of(record: RunRecord, *, now: str) -> State:
         return "closed"
     if record.released is not None:
         return "released"
+    if record.auditing:
+        return "auditing"
     if record.verdict is None:
         return "trained"
     if record.verdict == "passed":
@@ -79,7 +103,7 @@ def state_of(record: RunRecord, *, now: str) -> State:
     until = record.waived_until
     if until is not None and parse_time(now) < parse_time(until):
         return "waived"
-    return "failed"
+    return "failed" if record.contradicted else "unproven"
 
 
 def next_step(state: State, run: str) -> str:
@@ -96,8 +120,8 @@ def require(record: RunRecord, action: Action, *, now: str) -> State:
     if state in _MAY[action]:
         return state
     hint = next_step(state, record.run)
-    if action == "release" and state in ("trained", "failed"):
-        what = "has not been audited" if state == "trained" else "failed its audit"
+    if action == "release" and state in _SEALED:
+        what = _SEALED[state]
         raise AuditFailed(f"run {record.run} {what}: its adapter stays sealed", hint=hint)
     raise OrderError(f"run {record.run} is {state}: it cannot {action} now", hint=hint)
 
@@ -218,7 +242,10 @@ def audit(
     opener: KeyOpener,
     watch: Watch,
 ) -> AuditResult:
-    """Attack a trained run and sign the report; a failed verdict is returned, not raised."""
+    """Attack a trained run and sign the report; a failed verdict is returned, not raised.
+
+    An audit that was broken off is gone on with, as the same attempt at the same significance.
+    """
     from privft.stages import auditing, data, planning
 
     _may_operate(ledger, actor)
@@ -274,6 +301,24 @@ def waive(
     )
 
 
+def check_standing_waiver(ledger: Ledger, run: str, *, now: str) -> None:
+    """Return when the newest waiver of a run holds today.
+
+    Its signatures are checked over the statement of the audit that it waives, with the keys of the
+    time when it was given; and everybody who signed must still be an approver with the same key
+    now, since a person who was revoked answers for nothing any more.
+    Errors: SignatureError, PolicyRefused or OrderError that says what is missing.
+    """
+    waived = ledger.entries(kind="run-waived", run=run)[-1]
+    audited = ledger.entries(kind="run-audited", run=run)[-1]
+    ring = ledger.keyring()
+    statement_sha256 = audited.body["statement_sha256"]
+    if waived.index < audited.index:
+        raise OrderError(f"the waiver of run {run} is older than its newest audit")
+    for moment in (waived.time, now):
+        check_waiver(waived.body, ring, moment, statement_sha256=statement_sha256)
+
+
 def release(
     workspace: Workspace,
     ledger: Ledger,
@@ -287,5 +332,7 @@ def release(
     from privft.stages import releasing
 
     _may_operate(ledger, actor)
-    require(ledger.run(run), "release", now=_now())
+    now = _now()
+    if require(ledger.run(run), "release", now=now) == "waived":
+        check_standing_waiver(ledger, run, now=now)
     return releasing.release(workspace, ledger, run, target, actor_name=actor.name, opener=opener)

@@ -31,6 +31,7 @@ LAYERS: list[tuple[str, int]] = [
     ("privft.budget.translog", 1),
     ("privft.budget.entries", 1),
     ("privft.budget.history", 1),
+    ("privft.budget.judged", 1),
     ("privft.budget.signed", 1),
     ("privft.budget.selection", 1),
     ("privft.audit.bounds", 1),

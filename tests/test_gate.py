@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from privft import gate
-from privft.budget.history import RunRecord
+from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.budget.signed import waiver_message
@@ -40,6 +40,7 @@ from tests.budget.samples import (
     CAP,
     HASH,
     LOG_KEY,
+    audit_bodies,
     key_added,
     new_ledger,
     reserve,
@@ -60,8 +61,10 @@ TABLE = """
 reserved    yes    yes   O     O     O
 closed      O      O     O     O     O
 trained     O      O     yes   O     A
+auditing    O      O     yes   O     A
 passed      O      O     yes   O     yes
-failed      O      O     yes   yes   A
+unproven    O      O     yes   yes   A
+failed      O      O     O     yes   A
 waived      O      O     O     O     yes
 released    O      O     O     O     yes
 """
@@ -89,12 +92,24 @@ EXAMPLES: dict[str, list[RunRecord]] = {
     "closed": [record(settled=3, outcome="closed")],
     "trained": [record(**SETTLED)],
     "passed": [record(**SETTLED, verdict="passed")],
-    "failed": [
+    "auditing": [
+        record(**SETTLED, auditing=True),
+        record(**SETTLED, auditing=True, verdict="passed"),
+        record(**SETTLED, auditing=True, verdict="failed", waived_until=SOON),
+    ],
+    "unproven": [
         record(**SETTLED, verdict="failed"),
         record(**SETTLED, verdict="failed", waived_until=NOW),
-        record(**SETTLED, verdict="failed", waived_until="2029-12-31T23:59:59Z"),
     ],
-    "waived": [record(**SETTLED, verdict="failed", waived_until="2030-01-01T00:00:01Z")],
+    "failed": [
+        record(**SETTLED, verdict="failed", contradicted=True),
+        record(**SETTLED, verdict="failed", contradicted=True, waived_until=NOW),
+        record(**SETTLED, verdict="failed", contradicted=True, waived_until="2029-12-31T23:59:59Z"),
+    ],
+    "waived": [
+        record(**SETTLED, verdict="failed", contradicted=hard, waived_until="2030-01-01T00:00:01Z")
+        for hard in (True, False)
+    ],
     "released": [
         record(**SETTLED, verdict="passed", released=9),
         record(**SETTLED, verdict="failed", waived_until="2029-01-01T00:00:00Z", released=9),
@@ -109,8 +124,13 @@ def test_the_state_follows_from_the_entries_and_the_time_alone(state: str) -> No
 
 
 def test_every_record_that_the_ledger_can_make_has_a_state() -> None:
-    for outcome, verdict, until, out in itertools.product(
-        (None, "completed", "closed"), (None, "passed", "failed"), (None, NOW, SOON), (None, 9)
+    for outcome, verdict, until, out, open_audit, hard in itertools.product(
+        (None, "completed", "closed"),
+        (None, "passed", "failed"),
+        (None, NOW, SOON),
+        (None, 9),
+        (False, True),
+        (False, True),
     ):
         made = record(
             settled=None if outcome is None else 3,
@@ -118,12 +138,15 @@ def test_every_record_that_the_ledger_can_make_has_a_state() -> None:
             verdict=verdict,
             waived_until=until,
             released=out,
+            auditing=open_audit,
+            contradicted=hard,
         )
         state = gate.state_of(made, now=NOW)
         if outcome != "completed":
             assert state == ("closed" if outcome else "reserved")
         if state in ("passed", "waived"):
             assert verdict is not None, "a missing audit is never a pass"
+            assert not open_audit, "an audit that began has to end"
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -163,6 +186,7 @@ class Model:
     """A run as DESIGN.md has it; `steps` of the walk are its methods' names."""
 
     state: str = "reserved"
+    verdict: str = ""
     audits: int = 0
     left: bool = False
 
@@ -170,12 +194,14 @@ class Model:
         """The next model, or the error that the step must raise."""
         action, _, outcome = step.partition(":")
         if action == "wait":
-            return replace(self, state="failed") if self.state == "waived" else self
+            return replace(self, state=self.verdict) if self.state == "waived" else self
         answer = MAY[self.state][action]
         if answer != "yes":
             return REFUSAL[answer]
-        if outcome == "dies":
+        if step == "resume:dies":
             return Killed
+        if step == "audit:dies":  # it counts, and it is gone on with
+            return replace(self, state="auditing", audits=self.audits + (self.state != "auditing"))
         if step == "resume:cannot":
             return replace(self, state="closed")
         states = {
@@ -188,7 +214,8 @@ class Model:
         return replace(
             self,
             state=states[action],
-            audits=self.audits + (action == "audit"),
+            verdict=outcome if action == "audit" else self.verdict,
+            audits=self.audits + (action == "audit" and self.state != "auditing"),
             left=self.left or action == "release",
         )
 
@@ -200,6 +227,7 @@ STEPS_OF_THE_WALK = (
     "close",
     "audit:passed",
     "audit:failed",
+    "audit:unproven",
     "audit:dies",
     "waive",
     "wait",
@@ -260,9 +288,11 @@ class World:
             settle(ledger, run)
 
         def audit(*_: Any, **__: Any) -> None:
+            if not ledger.run(run).auditing:
+                self.append(ledger, "audit-started", run)
             if outcome == "dies":
                 raise Killed
-            self.append(ledger, "run-audited", run, verdict=outcome)
+            self.append(ledger, "run-audited", run, outcome=outcome)
 
         def release(*_: Any, **__: Any) -> dict[str, str]:
             if not ledger.entries(kind="run-released", run=run):
@@ -278,18 +308,20 @@ class World:
 
     def append(self, ledger: Ledger, kind: str, run: str, **changes: Any) -> None:
         """Write an entry past the gate."""
-        bodies: dict[str, dict[str, Any]] = {
-            "run-audited": {"verdict": "passed", "suite": "quick", "suite_digest": HASH},
-            "run-released": {"files": {"a": HASH}},
-            "run-waived": {"reason": "x", "expires": months_after(self.clock, 1)},
-        }
-        body = {"run": run, **bodies[kind], **changes}
-        if kind == "run-waived":
-            said = {"reason": "x", "expires": body["expires"]}
-            body["signatures"] = waiver_signatures([ADA, BOB], run, **said)
+        outcome = changes.pop("outcome", "passed")
+        begun = ledger.run(run).attempts
+        if kind == "audit-started":
+            body, _ = audit_bodies(run, "passed", attempt=begun + 1)
+        elif kind == "run-audited":
+            verdict = "passed" if outcome == "passed" else "failed"
+            findings = ["control-failed"] if outcome == "unproven" else None
+            _, body = audit_bodies(run, verdict, attempt=max(1, begun), findings=findings)
+        elif kind == "run-released":
+            body = {"run": run, "files": {"a": HASH}, "statement_sha256": HASH}
         else:
-            body["statement_sha256"] = HASH
-        ledger.append(kind, body, actor="ada", time=self.clock)
+            said = {"reason": "x", "expires": months_after(self.clock, 1)}
+            body = {"run": run, **said, "signatures": waiver_signatures([ADA, BOB], run, **said)}
+        ledger.append(kind, {**body, **changes}, actor="ada", time=self.clock)
 
 
 class Plan:
@@ -338,20 +370,29 @@ def check_ledgers_own_rules(world: World, model: Model) -> None:
     assert refused(settle) is not reserved
     assert refused(lambda ledger, run: ledger.journal(run, 0, step_digest(0))) is not reserved
     no_audit = model.state in ("reserved", "closed", "released")
-    assert refused(lambda ledger, run: world.append(ledger, "run-audited", run)) is no_audit
+    if model.state != "waived":
+        assert refused(lambda ledger, run: world.append(ledger, "audit-started", run)) is (
+            no_audit or model.state == "failed"
+        )
+    not_open = no_audit or model.state != "auditing"
+    assert refused(lambda ledger, run: world.append(ledger, "run-audited", run)) is not_open
     may_leave = model.state in ("passed", "waived")
     if model.state != "released":
         assert (
             refused(lambda ledger, run: world.append(ledger, "run-released", run)) is not may_leave
         )
         assert refused(lambda ledger, run: world.append(ledger, "run-waived", run)) is (
-            model.state not in ("failed", "waived")
+            model.state not in ("failed", "unproven", "waived")
         )
 
 
-def walk(world: World, model: Model, depth: int, patch: pytest.MonkeyPatch) -> Iterator[str]:
+def walk(
+    world: World, model: Model, depth: int, patch: pytest.MonkeyPatch, known: set[Model]
+) -> Iterator[str]:
     """Try every step from here; go on from each that changed something.  Yields states seen."""
-    check_ledgers_own_rules(world, model)
+    if model not in known:
+        known.add(model)
+        check_ledgers_own_rules(world, model)
     for number, step in enumerate(STEPS_OF_THE_WALK):
         expected = model.after(step)
         branch = world.copied(world.folder / str(number))
@@ -362,26 +403,28 @@ def walk(world: World, model: Model, depth: int, patch: pytest.MonkeyPatch) -> I
                 branch.do(step, ledger, patch)
             except (PrivftError, Killed) as error:
                 raised = error
-            now = gate.state_of(ledger.runs()[0], now=branch.clock)
+            record = ledger.runs()[0]
+            now = gate.state_of(record, now=branch.clock)
             root = ledger.root
         if isinstance(expected, type):
             assert type(raised) is expected, (step, model, raised)
             assert root == before, f"{step} was refused and left a trace"
             now_expected = model
         else:
-            assert raised is None or step == "resume:cannot", (step, model, raised)
+            assert raised is None or step in ("resume:cannot", "audit:dies"), (step, model, raised)
+            assert record.attempts == expected.audits, (step, model)
             now_expected = expected
         assert now == now_expected.state, (step, model)
         yield now
         if now_expected != model and depth > 1:
-            yield from walk(branch, now_expected, depth - 1, patch)
+            yield from walk(branch, now_expected, depth - 1, patch, known)
         shutil.rmtree(branch.folder)
 
 
 def test_every_sequence_of_actions_goes_the_right_way_or_is_refused(
     start: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = list(walk(start, Model(), DEPTH, monkeypatch))
+    seen = list(walk(start, Model(), DEPTH, monkeypatch, set()))
     assert set(seen) == set(MAY), "the walk came through every state"
     assert len(seen) > 250
 
@@ -516,6 +559,77 @@ def test_a_waiver_is_signed_by_both_over_run_statement_reason_and_end(
         waiver_message("r-2", statement_sha256=HASH, reason="urgent", expires=SOON),
     ]
     assert len({message, *others}) == 5
+
+
+def release_as_ada(ledger: Ledger, run: str) -> dict[str, str]:
+    return gate.release(None, ledger, run, Path("x"), actor=ADA, opener=None)  # type: ignore[arg-type]
+
+
+def signed_waiver(run: str, people: list[Identity], **said: str) -> dict[str, Any]:
+    whole = {"reason": "urgent", "expires": SOON} | said
+    return {"run": run, **whole, "signatures": waiver_signatures(people, run, **whole)}
+
+
+MALLORY = Identity.generate("mallory")
+FORGERIES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "no signatures": lambda run: {**signed_waiver(run, []), "signatures": [{}, {}]},
+    "one person twice": lambda run: signed_waiver(run, [ADA, ADA]),
+    "a stranger": lambda run: signed_waiver(run, [ADA, MALLORY]),
+    "somebody else's name": lambda run: signed_waiver(run, [ADA, Identity.generate("bob")]),
+    "somebody without the role": lambda run: signed_waiver(run, [ADA, EVE]),
+    "a later end than was signed": lambda run: {**signed_waiver(run, [ADA, BOB]), "expires": LATER},
+    "another reason": lambda run: {**signed_waiver(run, [ADA, BOB]), "reason": "none"},
+    "another run's": lambda run: {**signed_waiver("r-9", [ADA, BOB]), "run": run},
+    "another statement's": lambda run: {
+        **signed_waiver(run, [ADA, BOB]),
+        "signatures": waiver_signatures(
+            [ADA, BOB], run, reason="urgent", expires=SOON, statement_sha256="cd" * 32
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_waiver_opens_nothing_even_where_the_ledger_took_it(
+    failed: tuple[Ledger, str], monkeypatch: pytest.MonkeyPatch, forgery: str
+) -> None:
+    ledger, run = failed
+    body = FORGERIES[forgery](run)
+    with pytest.raises(PrivftError):
+        ledger.append("run-waived", body, actor="ada", time=NOW)
+    with pytest.MonkeyPatch.context() as patch:  # another program wrote it
+        patch.setattr("privft.budget.judged.check_waiver", lambda *_, **__: None)
+        ledger.append("run-waived", body, actor="ada", time=NOW)
+    assert gate.state_of(ledger.run(run), now=NOW) == "waived"
+    monkeypatch.setattr(releasing, "release", lambda *_, **__: pytest.fail("it went out"))
+    with pytest.raises((SignatureError, PolicyRefused)):
+        release_as_ada(ledger, run)
+
+
+def test_a_waiver_opens_the_door_until_its_last_second(
+    failed: tuple[Ledger, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, run = failed
+    monkeypatch.setattr(releasing, "release", lambda *_, **__: {"a": HASH})
+    gate.waive(ledger, run, **WAIVER)
+    monkeypatch.setattr(gate, "_now", lambda: "2030-01-31T23:59:59Z")
+    assert release_as_ada(ledger, run) == {"a": HASH}
+    monkeypatch.setattr(gate, "_now", lambda: SOON)
+    with pytest.raises(AuditFailed):
+        release_as_ada(ledger, run)
+
+
+def test_who_was_revoked_answers_for_no_release_any_more(
+    failed: tuple[Ledger, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, run = failed
+    monkeypatch.setattr(releasing, "release", lambda *_, **__: pytest.fail("it went out"))
+    gate.waive(ledger, run, **WAIVER)
+    later = "2030-01-10T00:00:00Z"
+    ledger.append("key-revoked", {"name": "bob", "reason": "left"}, actor="ada", time=later)
+    monkeypatch.setattr(gate, "_now", lambda: "2030-01-11T00:00:00Z")
+    with pytest.raises(SignatureError, match="bob were not good"):
+        release_as_ada(ledger, run)
 
 
 def test_a_run_beyond_the_cap_is_refused_by_the_ledger_itself(start: World) -> None:

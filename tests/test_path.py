@@ -82,6 +82,7 @@ def test_every_command_of_the_path_answers_a_script_in_json() -> None:
     assert [entry["kind"] for entry in shown["entries"]] == [
         "run-reserved",
         "run-settled",
+        "audit-started",
         "run-audited",
         "run-released",
     ]

@@ -37,13 +37,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from privft.budget.entries import Finding
 from privft.errors import ConfigError
 from privft.strictyaml import Strict, read_text, validate
 
 Task = Literal["causal-lm", "sequence-classification"]
 Kind = Literal["rare-words", "random-words", "secret", "mislabelled", "synthetic"]
 Score = Literal["loss-drop", "loss"]
-Finding = Literal["bound-above-claim", "curve-contradicted", "control-failed", "selfcheck-failed"]
 
 METHODS = ("one-run (epsilon, delta)", "one-run f-DP")
 """Every count of right guesses is tested in these ways, each at its own part of significance."""

@@ -40,7 +40,8 @@ from privft.audit.attacks import (
 from privft.audit.canaries import Canary, Unit
 from privft.audit.control import Control
 from privft.audit.selfcheck import Check
-from privft.audit.suite import METHODS, Finding, Suite, Task
+from privft.audit.suite import METHODS, Suite, Task
+from privft.budget.entries import Finding
 from privft.errors import AuditFailed
 
 ScoreUnits = Callable[[Sequence[Unit]], Array]

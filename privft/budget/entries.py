@@ -42,6 +42,7 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Words = Annotated[str, Field(max_length=2000)]
 Role = Literal["operator", "approver", "auditor", "witness"]
+Finding = Literal["bound-above-claim", "curve-contradicted", "control-failed", "selfcheck-failed"]
 Files = dict[Annotated[str, Field(min_length=1, max_length=500)], Sha256]
 
 
@@ -201,11 +202,28 @@ class RunSettled(Body):
     adapter: Files | None
 
 
-class RunAudited(Body):
-    """What the audit found."""
+class AuditStarted(Body):
+    """An audit begins: from here on its part of the significance is spent.
+
+    significance: what all tests of this attempt together may spend; software_sha256: over versions
+    and machine, so that a broken-off audit is gone on with only where it is the same audit.
+    """
 
     run: Name
+    attempt: Annotated[int, Field(ge=1)]
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    suite: Name
+    suite_digest: Sha256
+    software_sha256: Sha256
+
+
+class RunAudited(Body):
+    """What the audit that began last found."""
+
+    run: Name
+    attempt: Annotated[int, Field(ge=1)]
     verdict: Literal["passed", "failed"]
+    findings: list[Finding]
     statement_sha256: Sha256
     suite: Name
     suite_digest: Sha256
@@ -270,6 +288,7 @@ BODIES: dict[str, type[Body]] = {
     "plan-approved": PlanApproved,
     "run-reserved": RunReserved,
     "run-settled": RunSettled,
+    "audit-started": AuditStarted,
     "run-audited": RunAudited,
     "run-waived": RunWaived,
     "run-released": RunReleased,

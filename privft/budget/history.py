@@ -13,10 +13,8 @@ from scratch when a ledger is verified, so the two cannot come to differ.
                         that no run was reserved for yet
     run-settled         once a run; charges the mechanism's steps that ran, or all of them when the
                         run was closed; everything else that was reserved is charged whole
-    run-audited         a completed run, until it is released (again and again; the newest verdict
-                        counts)
-    run-waived          when the newest verdict is a failure; signed by two approvers
-    run-released        a completed run whose newest verdict is a pass, or is waived and in time
+    audit-started, run-audited, run-waived, run-released
+                        as `judged` has it
     recovered           signed by two approvers; exhausts every budget that there is, for what was
                         lost may have used it
     plan-approved       signed by an approver
@@ -35,37 +33,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from privft.budget import judged
 from privft.budget.entries import Entry
 from privft.budget.filter import Admission, Cap, admit_sums, gauge, merged, rdp, steps_that_fit
+from privft.budget.judged import RunRecord
 from privft.budget.mechanism import Event, Mechanism
-from privft.budget.signed import check_approval, check_recovery, check_waiver, check_witnessed
+from privft.budget.signed import check_approval, check_recovery, check_witnessed
 from privft.errors import BudgetExceeded, IntegrityError, OrderError, PlanError, PolicyRefused
 from privft.keyring import Keyring
 from privft.signing import canonical_json, sha256_hex
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """One run, as far as the ledger has heard of it.
-
-    reserved, settled, released: positions of entries.
-    charged: what it counts for: the reservation until settlement, then what settlement says.
-    verdict: the newest, signed in that statement; waived_until: of a waiver of it.
-    """
-
-    run: str
-    dataset: str
-    lineage: str
-    actor: str
-    steps: int
-    charged: tuple[Event, ...]
-    reserved: int
-    settled: int | None = None
-    outcome: str | None = None
-    verdict: str | None = None
-    statement_sha256: str | None = None
-    waived_until: str | None = None
-    released: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,8 +209,8 @@ class History:
             self._check_reservation(body)
         elif entry.kind == "run-settled":
             self._check_settlement(body)
-        elif entry.kind in ("run-audited", "run-waived", "run-released"):
-            self._check_verdict(entry)
+        elif entry.kind in judged.KINDS:
+            judged.check_judgement(entry, self.run(body["run"]), self.keyring())
         elif entry.kind == "plan-approved":
             check_approval(body, self.keyring(), entry.time)
         elif entry.kind == "witnessed":
@@ -317,23 +293,6 @@ class History:
         main, *others = record.charged
         return (replace(main, count=steps), *others) if steps else tuple(others)
 
-    def _check_verdict(self, entry: Entry) -> None:
-        body, record = entry.body, self.run(entry.body["run"])
-        if record.outcome != "completed":
-            state = record.outcome or "not settled yet"
-            raise OrderError(f"run {record.run} is {state}: it has no adapter to judge")
-        if record.released is not None:
-            raise OrderError(f"run {record.run} was released by entry {record.released}")
-        if entry.kind == "run-waived":
-            if record.verdict != "failed":
-                raise OrderError(f"run {record.run} has no failed audit to waive")
-            statement = str(record.statement_sha256)
-            check_waiver(body, self.keyring(), entry.time, statement_sha256=statement)
-        if entry.kind == "run-released":
-            waived = record.waived_until is not None and entry.time < record.waived_until
-            if record.verdict != "passed" and not waived:
-                raise OrderError(f"run {record.run} has no passed audit and no waiver in time")
-
     def apply(self, entry: Entry) -> None:
         """Add an entry that was checked, or that a signed root vouches for."""
         body = entry.body
@@ -351,16 +310,8 @@ class History:
             self._add_run(entry)
         elif entry.kind == "run-settled":
             self._settle(entry)
-        elif entry.kind == "run-audited":
-            self._runs[body["run"]].update(
-                verdict=body["verdict"],
-                statement_sha256=body["statement_sha256"],
-                waived_until=None,
-            )
-        elif entry.kind == "run-waived":
-            self._runs[body["run"]].update(waived_until=body["expires"])
-        elif entry.kind == "run-released":
-            self._runs[body["run"]].update(released=entry.index)
+        elif entry.kind in judged.KINDS:
+            self._runs[body["run"]].update(judged.judgement(entry))
         elif entry.kind == "recovered":
             self.recovered_notes.update(body["known"])
             for lineage in body["lineages"]:

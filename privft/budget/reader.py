@@ -19,7 +19,8 @@ from typing import Any, Self
 from privft.budget import translog
 from privft.budget.entries import Entry
 from privft.budget.filter import Admission
-from privft.budget.history import BudgetView, History, RunRecord
+from privft.budget.history import BudgetView, History
+from privft.budget.judged import RunRecord
 from privft.budget.mechanism import Event
 from privft.budget.replay import (
     BUNDLE_FORMAT,

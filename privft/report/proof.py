@@ -37,7 +37,14 @@ from privft.errors import IntegrityError
 from privft.report.values import Sha256, Strict, Words
 from privft.signing import VerifyKey, canonical_json, parse_canonical
 
-RUN_KINDS = ("run-reserved", "run-settled", "run-audited", "run-waived", "run-released")
+RUN_KINDS = (
+    "run-reserved",
+    "run-settled",
+    "audit-started",
+    "run-audited",
+    "run-waived",
+    "run-released",
+)
 
 
 class LedgerView(Protocol):

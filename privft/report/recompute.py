@@ -42,6 +42,9 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
     if not audits:
         raise IntegrityError("expected a run-audited entry in the proof, got none")
     audited, released = audits[-1], ledger.only("run-released")
+    started = [entry for entry in ledger.entries if entry.kind == "audit-started"]
+    if not started or started[-1].index > audited.index:
+        raise IntegrityError("the newest audit in the proof has no beginning or no end")
     events = [event.model_dump() for event in facts.events]
     same: list[tuple[str, Any, Any]] = [
         ("run", reserved.body["run"], facts.run.id),
@@ -61,6 +64,8 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
         ("settled_time", settled.time, facts.run.settled_time),
         ("settled events", settled.body["events"], events),
         ("adapter", settled.body["adapter"], facts.model.adapter_files),
+        ("audit begun", started[-1].body["attempt"], audited.body["attempt"]),
+        ("audits begun", [e.body["attempt"] for e in started], [*range(1, len(started) + 1)]),
         ("audit verdict", audited.body["verdict"], facts.audit.verdict),
         ("audit suite", audited.body["suite"], facts.audit.suite),
         ("audit suite's digest", audited.body["suite_digest"], facts.audit.suite_sha256),
@@ -85,9 +90,15 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
     )
     if different:
         raise IntegrityError(different[0])
+    spent = sum(test.significance for test in facts.audit.tests)
+    if spent > started[-1].body["significance"] * (1 + 1e-9):
+        raise IntegrityError(
+            f"the audit's tests spend a significance of {spent:g}, and "
+            f"{started[-1].body['significance']:g} was set aside for them"
+        )
     if not reserved.index < settled.index < audited.index < released.index:
         raise IntegrityError("entries of the run are in an impossible order")
-    again = f", audited {len(audits)} times" if len(audits) > 1 else ""
+    again = f", {len(started)} audits begun" if len(started) > 1 else ""
     return f"reserved, settled, audited and released as stated{again}"
 
 

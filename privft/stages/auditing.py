@@ -33,7 +33,7 @@ from privft.policy import Check as PolicyCheck
 from privft.randomness import KeyedStreams
 from privft.report import statement
 from privft.report.release import rendered_files
-from privft.signing import Identity, SigningKey, dsse_sign, sha256_hex
+from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
 from privft.stages.data import open_vault
 from privft.stages.modelling import (
@@ -46,6 +46,7 @@ from privft.stages.modelling import (
 )
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
+from privft.training.checkpoint import platform_facts
 from privft.training.losses import (
     Classifier,
     LanguageModel,
@@ -76,7 +77,11 @@ def audit(
     forget_secrets(folder)  # of a kill between settlement and clean-up
     config = plan.the_config()
     suite, suite_sha256 = load_suite(plan.suite)
-    attempt = 1 + len(ledger.entries(kind="run-audited", run=run))
+    if suite_sha256 != plan.suite_sha256:
+        raise IntegrityError(
+            f"the audit suite {suite.name} is not the one that run {run} was planned with",
+            hint="audit with the suite file whose SHA-256 the plan names",
+        )
     base = find_base(config, relative_to=config_folder)
     check_base(base, plan.model)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
@@ -87,9 +92,10 @@ def audit(
         watch.say("attacking a model made to leak (the control)")
         workspace.cache.mkdir(mode=0o700, exist_ok=True)
         twin = control(suite, suite_sha256, task=config.task, folder=workspace.cache)
-        watch.say("attacking the canaries of the run")
         untrained, trained = workbench.fresh(), workbench.trained(files)
         canaries = canaries_of(plan, sealed, workbench)
+        attempt = _begin(ledger, run, suite, suite_sha256, actor=actor)
+        watch.say("attacking the canaries of the run")
         streams = KeyedStreams(sealed.unseal("canaries"))
         selfchecks = [Check(**row) for row in json.loads(sealed.unseal("selfcheck"))]
         result = run_audit(
@@ -133,7 +139,7 @@ def audit(
         head=head,
         trained_parameters=sum(p.numel() for p in trained_parameters(untrained).values()),
         reference=run_selftest(),
-        versions={"privft": privft.__version__} | {name: version(name) for name in _PACKAGES},
+        versions=_versions(),
         machine={"python": platform.python_version(), "machine": platform.machine()},
     )
     stated = statement.build(body)
@@ -145,7 +151,9 @@ def audit(
         "run-audited",
         {
             "run": run,
+            "attempt": attempt,
             "verdict": result.verdict,
+            "findings": list(result.findings),
             "statement_sha256": statement.digest(stated),
             "suite": suite.name,
             "suite_digest": suite_sha256,
@@ -153,6 +161,53 @@ def audit(
         actor=actor.name,
     )
     return result
+
+
+def upcoming_attempt(ledger: Ledger, run: str, suite_sha256: str) -> tuple[int, bool]:
+    """The number of the audit that would be held now, and whether it began already.
+
+    An audit that was broken off is the same one still where suite, software and machine are the
+    same: it puts the same question to the same scores, so going on costs no significance, and
+    breaking it off wins none.  Anywhere else another attempt begins.
+    """
+    started = ledger.entries(kind="audit-started", run=run)
+    if not started:
+        return 1, False
+    last = started[-1].body
+    same = (last["suite_digest"], last["software_sha256"]) == (suite_sha256, _software())
+    if ledger.run(run).auditing and same:
+        return int(last["attempt"]), True
+    return int(last["attempt"]) + 1, False
+
+
+def _begin(ledger: Ledger, run: str, suite: Suite, suite_sha256: str, *, actor: Identity) -> int:
+    """Charge an audit to the run's significance before any score is seen; its number."""
+    attempt, begun = upcoming_attempt(ledger, run, suite_sha256)
+    if not begun:
+        ledger.append(
+            "audit-started",
+            {
+                "run": run,
+                "attempt": attempt,
+                "significance": suite.audit_significance(attempt),
+                "suite": suite.name,
+                "suite_digest": suite_sha256,
+                "software_sha256": _software(),
+            },
+            actor=actor.name,
+        )
+    return attempt
+
+
+def _software() -> str:
+    """SHA-256 over what the scores of an audit depend on beside the run itself; the number of
+    threads is left out, which changes no more than the last digits."""
+    machine = {name: fact for name, fact in platform_facts().items() if name != "threads"}
+    return sha256_hex(canonical_json({"versions": _versions(), "platform": machine}))
+
+
+def _versions() -> dict[str, str]:
+    return {"privft": privft.__version__} | {name: version(name) for name in _PACKAGES}
 
 
 def _check_files(ledger: Ledger, run: str, files: Mapping[str, bytes]) -> None:

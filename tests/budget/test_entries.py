@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from privft.budget.entries import BODIES, Entry, make_entry, parse_entry
 from privft.errors import IntegrityError, PrivftError
 from privft.signing import canonical_json
-from tests.budget.samples import HASH, LINEAGE, dataset_body, reservation_body
+from tests.budget.samples import HASH, LINEAGE, audit_bodies, dataset_body, reservation_body
 
 TIME = "2026-11-23T20:15:24Z"
 RUN = "r-0001-ab12cd"
@@ -55,13 +55,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "journal_sha256": HASH,
         "adapter": {"adapter_model.safetensors": HASH},
     },
-    "run-audited": {
-        "run": RUN,
-        "verdict": "passed",
-        "statement_sha256": HASH,
-        "suite": "quick",
-        "suite_digest": HASH,
-    },
+    "audit-started": audit_bodies(RUN, "passed")[0],
+    "run-audited": audit_bodies(RUN, "passed")[1],
     "run-waived": {"run": RUN, "reason": "x", "expires": TIME, "signatures": SIGNATURES},
     "run-released": {"run": RUN, "files": {"a.safetensors": HASH}, "statement_sha256": HASH},
     "run-refused": {"plan_sha256": HASH, "code": 11, "reason": "x"},

@@ -40,6 +40,7 @@ from tests.budget.samples import (
     LOG_KEY,
     ORIGIN,
     OTHER_KEY,
+    audit_bodies,
     dataset_body,
     key_added,
     mechanism,
@@ -213,7 +214,6 @@ def test_a_copy_of_a_data_set_shares_its_budget(ledger: Ledger) -> None:
 ANN, BEN, EVE = (Identity.generate(name) for name in ("ann", "ben", "eve"))
 NOW, SOON, LATER = "2030-01-01T00:00:00Z", "2030-01-02T00:00:00Z", "2030-02-01T00:00:00Z"
 RELEASE: dict[str, Any] = {"files": {"a": HASH}, "statement_sha256": HASH}
-AUDIT: dict[str, Any] = {"statement_sha256": HASH, "suite": "quick", "suite_digest": HASH}
 
 
 def enrol(ledger: Ledger) -> None:
@@ -221,8 +221,13 @@ def enrol(ledger: Ledger) -> None:
         ledger.append("key-added", key_added(person, role), actor="ann")
 
 
-def audit(ledger: Ledger, run: str, verdict: str, time: str = NOW) -> None:
-    ledger.append("run-audited", {"run": run, "verdict": verdict, **AUDIT}, actor="ann", time=time)
+def audit(
+    ledger: Ledger, run: str, verdict: str, time: str = NOW, *, findings: list[str] | None = None
+) -> None:
+    attempt = ledger.run(run).attempts + 1
+    started, ended = audit_bodies(run, verdict, attempt=attempt, findings=findings)
+    ledger.append("audit-started", started, actor="ann", time=time)
+    ledger.append("run-audited", ended, actor="ann", time=time)
 
 
 def release(ledger: Ledger, run: str, time: str = NOW) -> None:
@@ -242,13 +247,14 @@ def test_release_needs_a_passed_audit_or_a_waiver_in_time(ledger: Ledger) -> Non
         release(ledger, run)
     with pytest.raises(OrderError):
         waive(ledger, run)
-    audit(ledger, run, "failed")
+    unproven = ["control-failed"]
+    audit(ledger, run, "failed", findings=unproven)
     with pytest.raises(OrderError):
         release(ledger, run)
     waive(ledger, run)
     with pytest.raises(OrderError):
         release(ledger, run, LATER)
-    audit(ledger, run, "failed")  # its newest verdict has no waiver
+    audit(ledger, run, "failed", findings=unproven)  # its newest verdict has no waiver
     with pytest.raises(OrderError):
         release(ledger, run)
     waive(ledger, run)
@@ -276,6 +282,47 @@ def test_nothing_is_said_of_a_run_after_its_release(ledger: Ledger) -> None:
         with pytest.raises(OrderError, match="released by entry"):
             act()
     assert ledger.size == size
+
+
+def test_an_audit_that_contradicts_a_run_is_the_last_one(ledger: Ledger) -> None:
+    run = run_to_the_end(ledger)
+    audit(ledger, run, "failed", findings=["control-failed"])  # says nothing about the run
+    audit(ledger, run, "passed")
+    audit(ledger, run, "failed", findings=["curve-contradicted", "control-failed"])
+    size = ledger.size
+    for act in (lambda: audit(ledger, run, "passed"), lambda: release(ledger, run)):
+        with pytest.raises(OrderError):
+            act()
+    assert ledger.size == size
+
+
+def test_an_audit_that_began_is_counted_and_has_to_end(ledger: Ledger) -> None:
+    enrol(ledger)
+    run = run_to_the_end(ledger)
+    audit(ledger, run, "passed")
+    started, _ = audit_bodies(run, "passed", attempt=2)
+    for wrong in (1, 3):
+        with pytest.raises(OrderError, match="expected attempt 2"):
+            ledger.append("audit-started", {**started, "attempt": wrong}, actor="ann", time=NOW)
+    ledger.append("audit-started", started, actor="ann", time=NOW)
+    record = ledger.run(run)
+    assert (record.attempts, record.auditing, record.verdict) == (2, True, "passed")
+    with pytest.raises(OrderError, match="not ended"):
+        release(ledger, run)  # its pass stands, and something was begun that may undo it
+    with pytest.raises(OrderError, match="not ended"):
+        waive(ledger, run)
+    _, ended = audit_bodies(run, "passed", attempt=2)
+    for wrong in ({"attempt": 1}, {"suite_digest": "cd" * 32}):
+        with pytest.raises(OrderError, match="not the audit"):
+            ledger.append("run-audited", {**ended, **wrong}, actor="ann", time=NOW)
+    for odd in ({"findings": ["control-failed"]}, {"verdict": "failed"}):
+        with pytest.raises(IntegrityError, match="findings"):
+            ledger.append("run-audited", {**ended, **odd}, actor="ann", time=NOW)
+    ledger.append("run-audited", ended, actor="ann", time=NOW)
+    with pytest.raises(OrderError, match="no audit that has begun"):
+        ledger.append("run-audited", ended, actor="ann", time=NOW)
+    release(ledger, run)
+    assert ledger.verify().runs == 1
 
 
 FORGED = {
@@ -309,7 +356,7 @@ def test_a_waiver_that_two_approvers_did_not_sign_is_refused_and_does_not_verify
     with pytest.raises((SignatureError, PolicyRefused)):
         waive(ledger, run, **changes)
     with pytest.MonkeyPatch.context() as patch:  # a program that does not look
-        patch.setattr("privft.budget.history.check_waiver", lambda *_, **__: None)
+        patch.setattr("privft.budget.judged.check_waiver", lambda *_, **__: None)
         waive(ledger, run, **changes)
         ledger.verify()
     with pytest.raises(IntegrityError):

@@ -30,6 +30,7 @@ def test_proof_gives_the_entries_of_the_run_in_order(proof: bytes) -> None:
         "plan-approved",
         "run-reserved",
         "run-settled",
+        "audit-started",
         "run-audited",
         "run-released",
     ]
