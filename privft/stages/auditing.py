@@ -202,7 +202,7 @@ def _begin(ledger: Ledger, run: str, suite: Suite, suite_sha256: str, *, actor: 
 def _software() -> str:
     """SHA-256 over what the scores of an audit depend on beside the run itself; the number of
     threads is left out, which changes no more than the last digits."""
-    machine = {name: fact for name, fact in platform_facts().items() if name != "threads"}
+    machine = {name: str(fact) for name, fact in platform_facts().items() if name != "threads"}
     return sha256_hex(canonical_json({"versions": _versions(), "platform": machine}))
 
 

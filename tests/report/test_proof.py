@@ -69,7 +69,7 @@ def _edited(proof: bytes, edit: Any) -> bytes:
         lambda v: v.update(more=1),
         lambda v: v.update(entries=[]),
         lambda v: v.update(format="privft-ledger-proof-v2"),
-        lambda v: v.update(checkpoint=v["checkpoint"].replace("\n12\n", "\n13\n")),
+        lambda v: v.update(checkpoint=v["checkpoint"].replace("\n13\n", "\n14\n")),
     ],
 )
 def test_edited_proof_is_refused(proof: bytes, edit: Any) -> None:
