@@ -3,6 +3,7 @@
 #   make demo         the whole path on made-up notes: vault, plan, training, audit, report, release
 #   make test         lint, types and all tests that take seconds
 #   make test-slow    the tests that take minutes
+#   make fuzz         coverage-guided fuzzing of every parser, a minute each (SECONDS=...)
 #   make wheelhouse   all packages and models, with hashes, for a machine without network
 #   make bench        all benchmarks; make bench-NAME runs benchmarks/NAME.py
 #
@@ -15,6 +16,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 TORCH ?= torch
 VENV ?= .venv
 WHEELHOUSE ?= wheelhouse
+SECONDS ?= 60
 
 BIN := $(VENV)/bin
 WHEEL_PYTHON ?= $(BIN)/python
@@ -26,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo lint test test-slow wheelhouse bench clean distclean
+.PHONY: help install demo lint test test-slow fuzz wheelhouse bench clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -80,6 +82,10 @@ for wheel in sorted(folder.glob("*.whl")):
     print(f"{name.replace('_', '-')}=={version} --hash=sha256:{digest}")
 endef
 export LOCK
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install $(PINNED) --no-build-isolation --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 wheelhouse: | $(WHEEL_PYTHON)
 	rm -rf $(WHEELHOUSE) build

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from privft.errors import PrivftError
+from privft.hardening import lock_memory
 from privft.vault.store import inspect
 from privft.workspace import Workspace
 
@@ -90,14 +91,18 @@ def _swap() -> Finding:
     path = Path("/proc/swaps")
     lines = path.read_text().splitlines()[1:] if path.exists() else []
     unsealed = [line.split()[0] for line in lines if not line.startswith(("/dev/zram", "/dev/dm-"))]
-    if unsealed:
+    locked = lock_memory()
+    memory = "memory is locked" if locked else "memory cannot be locked"
+    if unsealed and not locked:
         return Finding(
             check="swap",
             verdict="warning",
-            detail=f"memory may be written to {', '.join(unsealed)}",
-            hint="swapoff -a, or encrypt the swap device: opened records live in memory",
+            detail=f"memory may be written to {', '.join(unsealed)}, and {memory}",
+            hint="swapoff -a, encrypt the swap device, or allow locking (ulimit -l unlimited): "
+            "keys and opened records live in memory",
         )
-    return Finding(check="swap", verdict="ok", detail="none that is not in memory or encrypted")
+    found = ", ".join(unsealed) or "none that is not in memory or encrypted"
+    return Finding(check="swap", verdict="ok", detail=f"{found}; {memory}")
 
 
 def _disk(folder: Path) -> Finding:

@@ -4,6 +4,11 @@
                  name look-up; libraries are told to stay offline, so that they do not even try
     core dumps   switched off, and the process is marked as not dumpable (Linux)
     files        created for the owner only (umask 077)
+    swap         all memory of the process is locked (mlockall), page by page as it is first used,
+                 where the system allows that without a limit: CAP_IPC_LOCK or an unlimited
+                 RLIMIT_MEMLOCK.  Python copies bytes as it likes, so locking the pages of single
+                 keys would promise what it cannot keep: it is everything, opened records included,
+                 or nothing.  Where it is nothing, `privft doctor` says so beside its look at swap
 
 An audit hook cannot be taken off again, which is the point.  It binds Python code, not a native
 library that opens a socket by itself; tests run the whole path under strace and in a network
@@ -23,6 +28,8 @@ from typing import Any
 from privft.errors import PrivftError
 
 _PR_SET_DUMPABLE = 4
+_CAP_IPC_LOCK = 14
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -54,6 +61,25 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
     )
 
 
+def lock_memory() -> bool:
+    """Keep every page of this process, present and future, out of swap; whether that worked.
+
+    Only where there is no limit: beyond one, later allocations would fail in the midst of a run.
+    """
+    if sys.platform != "linux" or not _may_lock_all():
+        return False
+    everything = _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT
+    return bool(ctypes.CDLL(None, use_errno=True).mlockall(everything) == 0)
+
+
+def _may_lock_all() -> bool:
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return True
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        lines = dict(line.split(":", 1) for line in status if ":" in line)
+    return bool(int(lines.get("CapEff", "0"), 16) >> _CAP_IPC_LOCK & 1)
+
+
 def lock_down() -> None:
     """Apply all of the module's docstring to this process, for good.  Twice is as good as once."""
     global _locked
@@ -62,6 +88,7 @@ def lock_down() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    lock_memory()
     if not _locked:
         sys.addaudithook(_refuse_network)
         _locked = True

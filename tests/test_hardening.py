@@ -89,3 +89,35 @@ def test_libraries_are_told_to_stay_offline() -> None:
     found = locked("print(json.dumps(dict(os.environ)))")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         assert found[name] == "1"
+
+
+def test_all_memory_is_locked_where_the_system_allows_it() -> None:
+    """VmLck counts locked pages; without the right to lock there are none, and it is said."""
+    allowed, locked_kib, grown_kib = locked(
+        "def locked_kib():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return int(next(l.split()[1] for l in lines if l.startswith('VmLck')))\n"
+        "before = locked_kib()\n"
+        "data = bytearray(32 << 20)\n"
+        "data[::4096] = bytes(len(data[::4096]))\n"
+        "print(json.dumps([lock_memory(), before, locked_kib()]))"
+    )
+    if allowed:
+        assert locked_kib > 1000
+        assert grown_kib >= locked_kib + (32 << 10)
+    else:
+        assert locked_kib == 0
+
+
+def test_memory_is_not_locked_against_a_limit() -> None:
+    """With a limit, later allocations would fail: then nothing is locked and all goes on."""
+    script = (
+        "import json, resource, privft.hardening as h\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))\n"
+        "h._CAP_IPC_LOCK = 63\n"
+        "print(json.dumps([h.lock_memory(), len(bytearray(64 << 20))]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout) == [False, 64 << 20]

@@ -46,7 +46,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -112,24 +112,7 @@ def unseal(key: bytes, sealed: bytes, aad: bytes, *, rotation_bits: int = ROTATI
     Guarantees: returns the whole text or raises IntegrityError (HeaderMismatch for a key or `aad`
     that does not fit); nothing is released before the last segment was verified.
     """
-    if len(sealed) < HEADER_BYTES:
-        raise IntegrityError(f"sealed text of {len(sealed)} bytes is shorter than its header")
-    view = memoryview(sealed)
-    stream = _Stream.parse(key, aad, bytes(view[:HEADER_BYTES]), rotation_bits)
-    count, last = segment_layout(len(sealed), stream.segment_bytes)
-    segment_bytes = stream.segment_bytes
-    return b"".join(
-        [
-            stream.unseal(
-                view[HEADER_BYTES + position * segment_bytes :][
-                    : last if position == count - 1 else segment_bytes
-                ],
-                position,
-                final=position == count - 1,
-            )
-            for position in range(count)
-        ]
-    )
+    return Opener(key, aad, sealed, rotation_bits=rotation_bits).read_all()
 
 
 def segment_layout(sealed_length: int, segment_bytes: int) -> tuple[int, int]:
@@ -153,9 +136,23 @@ class Sink(Protocol):
         """Take all of the bytes."""
 
 
+class Source(Protocol):
+    """Where sealed bytes of known length come from: a binary file will do."""
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place; returns it."""
+
+    def readinto(self, target: memoryview, /) -> int | None:
+        """Fill the front of `target` with the next bytes; returns how many, 0 at the end."""
+
+
 class Sealer:
     """Seal a stream: `write` as often as needed, then `close`, which writes the final segment.
 
+    What the sink's `write` is given is only valid during the call: the buffer is used again.
     A Sealer that is left without `close` has written a text that cannot be opened as complete.
     """
 
@@ -163,30 +160,32 @@ class Sealer:
         self._stream = _Stream.fresh(key, aad, segment_bytes)
         self._inner = segment_bytes - OVERHEAD_BYTES
         self._sink = sink
-        self._pending = bytearray()
+        self._pending: bytes | bytearray | memoryview = b""
         self._sealed = bytearray(segment_bytes)
         self._position = 0
         self._closed = False
         sink.write(self._stream.header)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes; full segments are sealed and written at once."""
         if self._closed:
             raise ValueError("expected an open sealer, got a closed one")
         view = memoryview(data)
-        if self._pending:
+        if len(self._pending):
             room = self._inner - len(self._pending)
-            self._pending += view[:room]
-            view = view[room:]
+            if room:
+                self._pending = bytearray(self._pending)
+                self._pending += view[:room]
+                view = view[room:]
             if not view:
                 return
             self._emit(self._pending)
-            self._pending = bytearray()
         # the last segment must stay behind: only `close` knows that it is the last
         while len(view) > self._inner:
             self._emit(view[: self._inner])
             view = view[self._inner :]
-        self._pending += view
+        # what cannot change need not be copied
+        self._pending = view if type(view.obj) is bytes else bytearray(view)
 
     def close(self) -> None:
         """Write the final segment.  The sink stays open."""
@@ -197,7 +196,7 @@ class Sealer:
             memoryview(self._sealed), self._pending, self._position, final=True
         )
         self._sink.write(memoryview(self._sealed)[:length])
-        self._pending = bytearray()
+        self._pending = b""
 
     def _emit(self, plaintext: bytes | bytearray | memoryview) -> None:
         if self._position >= _MAX_SEGMENTS - 1:
@@ -210,44 +209,89 @@ class Sealer:
 class Opener:
     """Read a sealed stream of known length: front to back, or any segment.
 
+    The source is a file, or bytes in memory, which are then not copied.
+
     Guarantees: only verified segments are released.  A front-to-back reading is provisional until
-    the iterator ends without an error, since only the final segment proves that nothing was cut
-    off; a single segment proves its own content and place, and with it the whole length too, since
-    which segment is final follows from the length.
+    it ends without an error, since only the final segment proves that nothing was cut off; a single
+    segment proves its own content and place, and with it the whole length too, since which segment
+    is final follows from the length.
     """
 
-    def __init__(self, key: bytes, aad: bytes, source: BinaryIO) -> None:
-        self._source = source
-        self._start = source.tell()
-        header = source.read(HEADER_BYTES)
-        if len(header) < HEADER_BYTES:
-            raise IntegrityError(f"sealed text of {len(header)} bytes is shorter than its header")
-        self._stream = _Stream.parse(key, aad, header, ROTATION_BITS)
-        end = source.seek(0, io.SEEK_END)
+    def __init__(
+        self,
+        key: bytes,
+        aad: bytes,
+        source: Source | bytes | memoryview,
+        *,
+        rotation_bits: int = ROTATION_BITS,
+    ) -> None:
+        if isinstance(source, bytes | memoryview):
+            self._view, self._file = memoryview(source), None
+            self._start, total = 0, len(self._view)
+        else:
+            self._view, self._file = memoryview(bytearray(HEADER_BYTES)), source
+            self._start = source.tell()
+            total = source.seek(0, io.SEEK_END) - self._start
+        if total < HEADER_BYTES:
+            raise IntegrityError(f"sealed text of {total} bytes is shorter than its header")
+        header = bytes(self._sealed(0, HEADER_BYTES))
+        self._stream = _Stream.parse(key, aad, header, rotation_bits)
         self.segment_bytes = self._stream.segment_bytes
         self.inner_bytes = self.segment_bytes - OVERHEAD_BYTES
-        self.segments, self._last = segment_layout(end - self._start, self.segment_bytes)
+        self.segments, self._last = segment_layout(total, self.segment_bytes)
         self.plaintext_bytes = (self.segments - 1) * self.inner_bytes + self._last - OVERHEAD_BYTES
+        if self._file is not None:
+            largest = self.segment_bytes if self.segments > 1 else self._last
+            self._view = memoryview(bytearray(largest))
 
     def segment(self, position: int) -> bytes:
         """The verified text of one segment, counted from 0."""
-        if not 0 <= position < self.segments:
-            raise ValueError(f"expected 0 <= position < {self.segments}, got {position}")
-        final = position == self.segments - 1
-        length = self._last if final else self.segment_bytes
-        self._source.seek(self._start + HEADER_BYTES + position * self.segment_bytes)
-        sealed = self._source.read(length)
-        if len(sealed) != length:
-            raise IntegrityError(f"segment {position} has {len(sealed)} of {length} bytes")
-        return self._stream.unseal(memoryview(sealed), position, final=final)
+        return self._stream.unseal(*self._at(position))
+
+    def segment_into(self, position: int, target: memoryview) -> int:
+        """The same, written to the front of `target` (of `inner_bytes` or more); its length.
+
+        What a segment that does not verify leaves in `target` is not to be looked at.
+        """
+        return self._stream.unseal_into(*self._at(position), target)
 
     def __iter__(self) -> Iterator[bytes]:
         for position in range(self.segments):
             yield self.segment(position)
 
+    def copy_to(self, sink: Sink) -> None:
+        """Write each segment to the sink once it is verified; provisional until this returns.
+
+        What the sink is given is only valid during the call: the buffer is used again.
+        """
+        text = memoryview(bytearray(min(self.inner_bytes, self.plaintext_bytes)))
+        for position in range(self.segments):
+            sink.write(text[: self.segment_into(position, text)])
+
     def read_all(self) -> bytes:
         """The whole text, after all of it was verified."""
         return b"".join(self)
+
+    def _at(self, position: int) -> tuple[memoryview, int, bool]:
+        """A sealed segment, its position, and whether it is the final one."""
+        if not 0 <= position < self.segments:
+            raise ValueError(f"expected 0 <= position < {self.segments}, got {position}")
+        final = position == self.segments - 1
+        length = self._last if final else self.segment_bytes
+        sealed = self._sealed(HEADER_BYTES + position * self.segment_bytes, length)
+        return sealed, position, final
+
+    def _sealed(self, offset: int, length: int) -> memoryview:
+        if self._file is None:
+            return self._view[offset : offset + length]
+        sealed, filled = self._view[:length], 0
+        self._file.seek(self._start + offset)
+        while filled < length:
+            count = self._file.readinto(sealed[filled:])
+            if not count:
+                raise IntegrityError(f"sealed text ends {length - filled} bytes early")
+            filled += count
+        return sealed
 
 
 class _Stream:
@@ -256,6 +300,8 @@ class _Stream:
     def __init__(
         self, key: bytes, aad: bytes, params_iv: bytes, segment_bytes: int, rotation_bits: int
     ) -> None:
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"expected a key of {KEY_BYTES} bytes, got {len(key)}")
         self.segment_bytes = segment_bytes
         self._params_iv = params_iv
         self._aad = aad
@@ -268,7 +314,6 @@ class _Stream:
 
     @classmethod
     def fresh(cls, key: bytes, aad: bytes, segment_bytes: int) -> _Stream:
-        _check_key(key)
         if not OVERHEAD_BYTES < segment_bytes <= MAX_SEGMENT_BYTES:
             raise ValueError(
                 f"expected {OVERHEAD_BYTES} < segment_bytes <= {MAX_SEGMENT_BYTES},"
@@ -279,7 +324,6 @@ class _Stream:
 
     @classmethod
     def parse(cls, key: bytes, aad: bytes, header: bytes, rotation_bits: int) -> _Stream:
-        _check_key(key)
         aead, kdf, segment_bytes, iv_bytes = _PARAMS.unpack_from(header)
         if (aead, kdf, iv_bytes) != (0, 0, _IV_BYTES):
             raise IntegrityError(
@@ -321,17 +365,38 @@ class _Stream:
         )
         return length
 
-    def unseal(self, sealed: memoryview, position: int, *, final: bool) -> bytes:
+    def unseal(self, sealed: memoryview, position: int, final: bool) -> bytes:
         """The text of one sealed segment, verified."""
-        mark = struct.pack(">I", len(sealed)) if final else _INNER
-        if sealed[:4] != mark:
-            raise IntegrityError(f"segment {position} does not carry the mark that its place asks")
+        _check_mark(sealed, position, final)
         try:
             return self._cipher_at(position).decrypt(
                 sealed[4:_PREFIX_BYTES], sealed[_PREFIX_BYTES:], _segment_aad(position, final)
             )
         except InvalidTag:
             raise IntegrityError(f"segment {position} was altered") from None
+
+    def unseal_into(
+        self, sealed: memoryview, position: int, final: bool, target: memoryview
+    ) -> int:
+        """The same, written to the front of `target`; its length."""
+        _check_mark(sealed, position, final)
+        length = len(sealed) - OVERHEAD_BYTES
+        try:
+            self._cipher_at(position).decrypt_into(
+                sealed[4:_PREFIX_BYTES],
+                sealed[_PREFIX_BYTES:],
+                _segment_aad(position, final),
+                target[:length],
+            )
+        except InvalidTag:
+            raise IntegrityError(f"segment {position} was altered") from None
+        return length
+
+
+def _check_mark(sealed: memoryview, position: int, final: bool) -> None:
+    mark = struct.pack(">I", len(sealed)) if final else _INNER
+    if sealed[:4] != mark:
+        raise IntegrityError(f"segment {position} does not carry the mark that its place asks")
 
 
 def _segment_aad(position: int, final: bool) -> bytes:
@@ -341,8 +406,3 @@ def _segment_aad(position: int, final: bool) -> bytes:
 def _expand(key: bytes, info: bytes) -> bytes:
     """HKDF-Expand-SHA-384 for one block of 48 bytes (RFC 5869, 2.3)."""
     return hmac.digest(key, info + b"\x01", "sha384")
-
-
-def _check_key(key: bytes) -> None:
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"expected a key of {KEY_BYTES} bytes, got {len(key)}")

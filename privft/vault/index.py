@@ -133,16 +133,16 @@ def read_index(
         opener = floe.Opener(key, place.aad(_INDEX), source)
         if opener.plaintext_bytes < 4:
             raise IntegrityError("an index without facts")
-        chunks = iter(opener)
-        head = bytearray(next(chunks))
+        head = bytearray(opener.segment(0))
         facts_bytes = struct.unpack_from(">I", head)[0]
         if facts_bytes > min(_MAX_FACTS_BYTES, opener.plaintext_bytes - 4):
             raise IntegrityError(f"an index that claims facts of {facts_bytes} bytes")
+        position = 1
         while len(head) < 4 + facts_bytes:
-            head += next(chunks)
+            head += opener.segment(position)
+            position += 1
         facts, rest = bytes(head[4 : 4 + facts_bytes]), bytes(head[4 + facts_bytes :])
-        rows_bytes = opener.plaintext_bytes - 4 - facts_bytes
-        rows = _read_rows(rest, chunks, rows_bytes, UNIT_ROW, UNIT_ROW if hashes else OPEN_ROW)
+        rows = _read_rows(opener, position, rest, UNIT_ROW, UNIT_ROW if hashes else OPEN_ROW)
     _check_order(rows)
     return facts, rows
 
@@ -151,29 +151,37 @@ def read_records(folder: Path, fact: FileFact, key: bytes, place: Place) -> Rows
     """Record rows; the tags increase strictly, so no record is in twice."""
     with (folder / fact.name).open("rb") as source:
         opener = floe.Opener(key, place.aad(_RECORDS), source)
-        rows = _read_rows(b"", iter(opener), opener.plaintext_bytes, RECORD_ROW, RECORD_ROW)
+        rows = _read_rows(opener, 0, b"", RECORD_ROW, RECORD_ROW)
     _check_order(rows)
     return rows
 
 
 def _read_rows(
-    rest: bytes, chunks: Iterator[bytes], total: int, stored: np.dtype[Any], wanted: np.dtype[Any]
+    opener: floe.Opener, position: int, rest: bytes, stored: np.dtype[Any], wanted: np.dtype[Any]
 ) -> Rows:
+    """The rows in `rest` and in the segments from `position` on, as `wanted`.
+
+    A row may lie across two segments: what is left of one is carried to the front of the next.
+    """
+    total = len(rest) + max(0, opener.plaintext_bytes - position * opener.inner_bytes)
     if total % stored.itemsize:
         raise IntegrityError(f"rows of {stored.itemsize} bytes in {total} bytes")
     rows = np.empty(total // stored.itemsize, dtype=wanted)
-    filled = 0
+    buffer = bytearray(rest).ljust(max(len(rest), stored.itemsize + opener.inner_bytes), b"\0")
+    view, held, filled = memoryview(buffer), len(rest), 0
     while True:
-        count = len(rest) // stored.itemsize
-        part = np.frombuffer(rest, dtype=stored, count=count)
+        count = held // stored.itemsize
+        part = np.frombuffer(view, dtype=stored, count=count)
         for name in wanted.names or ():
             rows[name][filled : filled + count] = part[name]
         filled += count
-        chunk = next(chunks, None)
-        if chunk is None:
-            break
-        rest = rest[count * stored.itemsize :] + chunk
-    return rows
+        used = count * stored.itemsize
+        view[: held - used] = view[used:held]
+        held -= used
+        if position >= opener.segments:
+            return rows
+        held += opener.segment_into(position, view[held:])
+        position += 1
 
 
 def _check_order(rows: Rows) -> None:

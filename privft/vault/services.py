@@ -141,16 +141,23 @@ class ExecService:
         if len(done.stdout) > _MAX_ANSWER_BYTES:
             raise self._failed(f"an answer of {len(done.stdout)} bytes")
         try:
-            answer = json.loads(done.stdout)
-            return bytes.fromhex(answer["data"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise self._failed("an answer that is not of the protocol") from None
+            return parse_answer(done.stdout)
+        except ValueError as error:
+            raise self._failed(str(error)) from None
 
     def _failed(self, how: str) -> PrivftError:
         return PrivftError(
             f"key service {self.name!r} failed: {how}",
             hint="run its program by hand; privft/vault/services.py describes the protocol",
         )
+
+
+def parse_answer(text: bytes) -> bytes:
+    """The data in a program's answer; ValueError, quoting nothing, for anything else."""
+    try:
+        return bytes.fromhex(json.loads(text)["data"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError("an answer that is not of the protocol") from None
 
 
 class _ServiceOpener:

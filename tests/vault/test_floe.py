@@ -26,14 +26,20 @@ KEY = bytes(range(32))
 
 
 def released_by(key: bytes, aad: bytes, sealed: bytes) -> tuple[bytes, bool]:
-    """What a stream hands out, and whether it ended in an IntegrityError."""
-    out = b""
+    """What a stream hands out, and whether it ended in an IntegrityError; either way of reading."""
+    out, copied = b"", io.BytesIO()
     try:
         for chunk in floe.Opener(key, aad, io.BytesIO(sealed)):
             out += chunk
+        failed = False
     except IntegrityError:
-        return out, True
-    return out, False
+        failed = True
+    try:
+        floe.Opener(key, aad, sealed).copy_to(copied)
+    except IntegrityError:
+        assert failed
+    assert copied.getvalue() == out
+    return out, failed
 
 
 @pytest.mark.skipif(not PUBLISHED, reason="../shared is absent")
@@ -110,6 +116,12 @@ def test_what_is_sealed_opens(
     opener = floe.Opener(KEY, aad, io.BytesIO(sink.getvalue()))
     assert opener.plaintext_bytes == len(plaintext)
     assert floe.unseal(KEY, sink.getvalue(), aad) == opener.read_all() == plaintext
+    placed = io.BytesIO(b"before it" + sealed)
+    placed.seek(9)
+    for source in (sealed, memoryview(sealed), placed):
+        sink = io.BytesIO()
+        floe.Opener(KEY, aad, source).copy_to(sink)
+        assert sink.getvalue() == plaintext
     inner = segment_bytes - floe.OVERHEAD_BYTES
     for position in reversed(range(opener.segments)):
         assert opener.segment(position) == plaintext[position * inner : (position + 1) * inner]
@@ -194,6 +206,25 @@ def test_an_unfinished_stream_is_not_complete() -> None:
     assert floe.unseal(KEY, sink.getvalue(), b"") == bytes(32 * 3)
     with pytest.raises(ValueError, match="closed"):
         sealer.write(b"more")
+
+
+def test_what_was_written_may_change_afterwards() -> None:
+    sink, data = io.BytesIO(), bytearray(b"first text")
+    sealer = floe.Sealer(KEY, b"", sink, segment_bytes=64)
+    sealer.write(data)
+    data[:] = b"other text"
+    sealer.write(memoryview(data))
+    data[:] = b"third text"
+    sealer.close()
+    assert floe.unseal(KEY, sink.getvalue(), b"") == b"first textother text"
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_noticed() -> None:
+    file = io.BytesIO(floe.seal(KEY, bytes(100), b"", segment_bytes=64))
+    opener = floe.Opener(KEY, b"", file)
+    file.truncate(150)
+    with pytest.raises(IntegrityError, match="early"):
+        opener.read_all()
 
 
 def test_two_sealings_share_nothing_but_their_parameters() -> None:
