@@ -22,7 +22,7 @@ from privft.hardening import lock_memory
 from privft.vault.store import inspect
 from privft.workspace import Workspace
 
-_NEEDED = ("torch", "opacus", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
+_NEEDED = ("torch", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
 _LEAST_FREE_BYTES = 4 << 30
 
 

@@ -5,7 +5,8 @@
     basemodel  base models and tokenizers from local, safe files only
     adapter    what is trained: LoRA, a head, or both; saving it so that plain peft loads it
     losses     mean loss a record, logits only where there are labels
-    clipping   exact per-unit gradients (Opacus hooks), clipped and summed in float64
+    clipping   exact per-unit gradients, clipped once a unit and summed in float64
+    products   matrix products whose bits companions cannot change; one gradient a unit
     noise      the Gaussian noise, keyed by step and parameter
     loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
     checkpoint state as sealed bytes and as a digest

@@ -1,30 +1,29 @@
 """Exact per-unit gradients, clipped once a unit and summed in float64.
 
-The one door to Opacus: its hooks compute one gradient a row (record) for every trained layer.
-Here rows are joined to units, a unit is clipped as a whole, over all trained parameters together,
-and the clipped gradients are summed.
+`products` gives one gradient a unit for every trained layer.  Here a unit is clipped as a whole,
+over all trained parameters together, and the clipped gradients are summed.
 
 Guarantees (DESIGN.md, invariant 2):
     - a unit's gradient is the mean over its records of each record's mean loss per label token;
     - its l2 norm after clipping is at most `clip_norm`, in float64 too: where it is scaled down,
       it is scaled to a hair (2^-40) below;
     - a unit with a non-finite gradient counts as zero;
-    - nothing that depends on the companions in a microbatch enters a unit's gradient but for the
-      rounding of products whose kernels depend on the number of rows; `audit.stepcheck` measures
-      that rounding on the device at hand before every run, and reports state it.
+    - what else is in a microbatch does not change the bits of a unit's clipped gradient where
+      `products` says so; `audit.stepcheck` measures it on the device at hand before every run, and
+      reports state what it found.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-from opacus.grad_sample import GradSampleHooks
 from torch import nn
 
+from privft.errors import InputError
 from privft.training.examples import UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
+from privft.training.products import UnitProducts
 
 _HAIR = 1.0 - 2.0**-40
 
@@ -35,64 +34,49 @@ class UnitGradients:
     def __init__(self, model: TrainedModel) -> None:
         self._model = model
         self.parameters = trained_parameters(model)
-        self._layers = [
-            module
-            for module in model.module.modules()
-            if any(p.requires_grad for p in module.parameters(recurse=False))
-        ]
-        for layer in self._layers:
-            if not isinstance(layer, nn.Linear):
+        for layer in model.module.modules():
+            trained = any(p.requires_grad for p in layer.parameters(recurse=False))
+            if trained and not isinstance(layer, nn.Linear):
                 raise ValueError(
                     f"expected trained parameters in linear layers only, got {type(layer)}"
                 )
-        self._hooks = GradSampleHooks(model.module, loss_reduction="sum", strict=False)
-
-    def close(self) -> None:
-        """Take the hooks off the model again."""
-        self._hooks.remove_hooks()
-        for parameter in self.parameters.values():
-            parameter.grad = None
-            for attribute in ("grad_sample", "_forward_counter"):
-                if hasattr(parameter, attribute):
-                    delattr(parameter, attribute)
 
     def __call__(self, units: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
-        """Gradients of the units' losses in float64, by name, each of shape [U, *parameter].
+        """Gradients of the units' losses, by name, each of shape [U, *parameter].
 
         `units` all have the same bucket, and at least one example each.
+        Errors: `InputError` when a trained parameter has no part in the loss.
         """
-        # The whole model runs in evaluation mode (no dropout); only the layers that hold trained
-        # parameters are in training mode, because Opacus records nothing elsewhere.
-        self._model.module.eval()
-        for layer in self._layers:
-            layer.train()
+        self._model.module.eval()  # no dropout; nothing else depends on the mode
         examples = [example for unit in units for example in unit.examples]
-        counts = torch.tensor([len(unit.examples) for unit in units])
-        unit_of_row = torch.repeat_interleave(torch.arange(len(units)), counts)
-        device = self._model.device
-        losses_R = self._model.record_losses(examples, units[0].bucket)
-        weights_R = (1.0 / counts)[unit_of_row].to(losses_R)
-        with warnings.catch_warnings():
-            # The first trained layer's input needs no gradient; its parameters still get theirs.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            (losses_R * weights_R).sum().backward()  # type: ignore[no-untyped-call]
-        gradients = {}
-        for name, parameter in self.parameters.items():
-            rows: torch.Tensor = parameter.grad_sample  # type: ignore[attr-defined]
-            joined = torch.zeros((len(units), *parameter.shape), dtype=torch.float64, device=device)
-            # Sequential by row on the host and one row a unit in the common case, hence the same
-            # bits whatever the companions.
-            joined.index_add_(0, unit_of_row.to(device), rows.to(torch.float64))
-            gradients[name] = joined
-            parameter.grad_sample = None  # type: ignore[attr-defined]
-            parameter.grad = None
-        return gradients
+        records = [len(unit.examples) for unit in units]
+        weights = [1.0 / count for count in records for _ in range(count)]
+        with UnitProducts(self.parameters, records) as products:
+            losses_R = self._model.record_losses(examples, units[0].bucket)
+            torch.autograd.backward([losses_R], [torch.tensor(weights).to(losses_R)])
+        missing = [name for name in self.parameters if name not in products.gradients]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(self.parameters)} trained parameters have no part in the "
+                f"loss, {missing[0]} among them",
+                hint="name other lora.target_modules, or lora.layers_to_transform that the model "
+                "runs through",
+            )
+        return {name: products.gradients[name] for name in self.parameters}
 
 
 def unit_norms(gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The l2 norm of each unit's whole gradient, shape [U], float64."""
-    squares = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
-    return torch.stack(squares).sum(0).sqrt()
+    """The l2 norm of each unit's whole gradient, shape [U], float64.
+
+    One sum a unit over all its numbers in one order, because torch sums a lone row in another
+    order than rows among others.
+    """
+    count = next(iter(gradients.values())).shape[0]
+    squares = [
+        torch.cat([gradient[u].flatten() for gradient in gradients.values()]).double().square()
+        for u in range(count)
+    ]
+    return torch.stack([each.sum() for each in squares]).sqrt()
 
 
 def clip_factors(norms_U: torch.Tensor, clip_norm: float) -> torch.Tensor:
@@ -106,8 +90,10 @@ def clip_factors(norms_U: torch.Tensor, clip_norm: float) -> torch.Tensor:
 def add_clipped(
     totals: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], clip_norm: float
 ) -> None:
-    """Add each unit's clipped gradient to `totals` (float64, by name), in place."""
-    factors_U = clip_factors(unit_norms(gradients), clip_norm)
+    """Add each unit's clipped gradient to `totals` (float64, by name), in place, unit by unit, so
+    that the sum does not depend on how units were dealt to microbatches."""
+    factors = clip_factors(unit_norms(gradients), clip_norm).tolist()
     for name, gradient in gradients.items():
-        flat = torch.nan_to_num(gradient.flatten(1), nan=0.0, posinf=0.0, neginf=0.0)
-        totals[name].view(-1).add_(factors_U @ flat)
+        for row, factor in zip(gradient, factors, strict=True):
+            if factor:  # a gradient that is not finite has the factor 0
+                totals[name].add_(row.double(), alpha=factor)

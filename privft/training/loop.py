@@ -179,39 +179,36 @@ def train(
     parameters = gradients_of.parameters
     optimizer = make_optimizer(parameters, optimisation)
     first = 0 if resume is None else restore_state(resume, parameters, optimizer)
-    try:
-        for step in range(first, mechanism.steps):
-            journal(step, state_digest(parameters, optimizer, step=step, context=context))
+    for step in range(first, mechanism.steps):
+        journal(step, state_digest(parameters, optimizer, step=step, context=context))
 
-            sampled = _sample(units, canaries, mechanism, streams, step)
-            sampled = [
-                choose_records(unit, limit=max_records_per_unit, streams=streams, step=step)
-                for unit in sampled
-            ]
-            sums = clipped_sum(
-                gradients_of,
-                sampled,
-                clip_norm=mechanism.clip_norm,
-                token_budget=performance.token_budget,
-            )
-            noisy = add_noise(sums, mechanism, streams=streams, step=step)
-            del sums
-            for name, parameter in parameters.items():
-                mean = noisy[name] / mechanism.expected_batch_size
-                parameter.grad = mean.to(parameter.dtype)
-            factor = learning_rate_factor(optimisation, step, mechanism.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        sampled = _sample(units, canaries, mechanism, streams, step)
+        sampled = [
+            choose_records(unit, limit=max_records_per_unit, streams=streams, step=step)
+            for unit in sampled
+        ]
+        sums = clipped_sum(
+            gradients_of,
+            sampled,
+            clip_norm=mechanism.clip_norm,
+            token_budget=performance.token_budget,
+        )
+        noisy = add_noise(sums, mechanism, streams=streams, step=step)
+        del sums
+        for name, parameter in parameters.items():
+            mean = noisy[name] / mechanism.expected_batch_size
+            parameter.grad = mean.to(parameter.dtype)
+        factor = learning_rate_factor(optimisation, step, mechanism.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
-            done = step + 1
-            if done % performance.checkpoint_every == 0 and done < mechanism.steps:
-                save(pack_state(parameters, optimizer, step=done))
-            tokens = sum(len(e.input_ids) for unit in sampled for e in unit.examples)
-            tell(StepReport(step=done, sampled_units=len(sampled), tokens=tokens))
-    finally:
-        gradients_of.close()
+        done = step + 1
+        if done % performance.checkpoint_every == 0 and done < mechanism.steps:
+            save(pack_state(parameters, optimizer, step=done))
+        tokens = sum(len(e.input_ids) for unit in sampled for e in unit.examples)
+        tell(StepReport(step=done, sampled_units=len(sampled), tokens=tokens))
 
 
 def _sample(

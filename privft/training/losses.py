@@ -99,12 +99,11 @@ class LanguageModel:
 
     def record_losses(self, examples: Sequence[Example], length: int) -> torch.Tensor:
         """Mean loss per label token of each record, shape [R]."""
-        ids_RT, mask_RT = pad_rows(examples, length, self.pad_id, self.device)
+        ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
         # Rows are padded on the right and attention is causal, so no labelled position ever sees
-        # a pad; the mask keeps pad rows finite.
-        hidden_RTD = self._decoder(
-            input_ids=ids_RT, attention_mask=mask_RT, use_cache=False
-        ).last_hidden_state
+        # a pad.  No mask is given: transformers drops one that masks nothing and then takes
+        # another kernel, so a row that fills its bucket would feel whether its companions do.
+        hidden_RTD = self._decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
         losses = []
         for row, example in enumerate(examples):
             places = [t for t, label in enumerate(example.labels) if label != IGNORED]
@@ -162,7 +161,12 @@ class Classifier(nn.Module):
 
     def features(self, ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
         """Mean-pooled, normalised, scaled: [R, D] in float32."""
-        hidden_RTD = self.encoder(input_ids=ids_RT, attention_mask=mask_RT).last_hidden_state
+        # Spelled out, and thus never dropped where nothing is masked; see `LanguageModel`.
+        dtype = next(self.encoder.parameters()).dtype
+        added_R11T = torch.zeros(mask_RT.shape, dtype=dtype, device=mask_RT.device).masked_fill_(
+            mask_RT == 0, torch.finfo(dtype).min
+        )[:, None, None, :]
+        hidden_RTD = self.encoder(input_ids=ids_RT, attention_mask=added_R11T).last_hidden_state
         mask = mask_RT[..., None].to(hidden_RTD.dtype)
         pooled_RD = (hidden_RTD * mask).sum(1) / mask.sum(1)
         return nn.functional.normalize(pooled_RD.to(self.head.weight.dtype)) * self.FEATURE_SCALE

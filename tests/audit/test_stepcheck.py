@@ -83,7 +83,6 @@ def test_the_model_is_afterwards_what_it_was_before(kind: str) -> None:
     for name, parameter in after.items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
-        assert not hasattr(parameter, "grad_sample")
 
 
 def test_a_sum_that_is_not_clipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +113,6 @@ def test_no_gradient_at_all_is_found() -> None:
         return UnitExamples(key="u", examples=(Example(input_ids=ids, labels=(IGNORED, *ids[1:])),))
 
     model = language_model()
-    for parameter in trained_parameters(model).values():
-        parameter.register_hook(lambda gradient: gradient * 0)
     with torch.no_grad():
         model.module.get_output_embeddings().weight.zero_()
     found = stepcheck.check_step(
@@ -149,7 +146,6 @@ def test_a_loss_that_mixes_companions_is_found(monkeypatch: pytest.MonkeyPatch) 
     gradients_of = UnitGradients(model)
     alone = gradients_of([encode({"unit": "u", "records": [{"text": "w3 w4 w5 w6 w7 w8"}]})])
     size = float(unit_norms(alone))
-    gradients_of.close()
 
     def mixed(examples: Any, length: int) -> torch.Tensor:
         return own(examples, length) / len(examples)

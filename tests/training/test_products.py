@@ -1,0 +1,114 @@
+"""What else is in a microbatch does not change the bits of a unit's gradient."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from opacus.grad_sample import GradSampleHooks
+from torch import nn
+
+from privft.errors import InputError
+from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
+from privft.training.clipping import UnitGradients, clip_factors, unit_norms
+from privft.training.examples import UnitExamples
+from privft.training.losses import TrainedModel
+from privft.training.products import UnitProducts, product
+from tests.training.test_clipping import randomise
+from tests.training.tiny import label_units, text_units, tiny_bert, tiny_llama
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+SAME_BUCKET = [[12], [11, 9], [10], [12, 12, 12], [9], [16], [15, 10]]
+PLACES = [[0, 1], [1, 0], [3, 0, 5], [5, 6, 0, 3], [4, 4, 4, 0], [6, 5, 4, 3, 2, 1, 0]]
+
+
+@pytest.fixture(params=[1, 3], ids=lambda count: f"{count} threads")
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def language_model(dtype: torch.dtype) -> TrainedModel:
+    return attach_language_model(tiny_llama(dtype=dtype), LoraSpec(r=2), seed=1, pad_id=0)
+
+
+def classifier(dtype: torch.dtype) -> TrainedModel:
+    return attach_classifier(tiny_bert(dtype=dtype), LoraSpec(r=2), seed=1, pad_id=0, labels=5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("make", [language_model, classifier])
+def test_a_clipped_gradient_has_the_same_bits_in_every_company(make, dtype, threads) -> None:
+    model = make(dtype)
+    randomise(model)
+    units = (
+        text_units(SAME_BUCKET) if make is language_model else label_units(SAME_BUCKET, labels=5)
+    )
+    assert len({unit.bucket for unit in units}) == 1
+    gradients_of = UnitGradients(model)
+    alone = [gradients_of([unit]) for unit in units]
+    factors = [clip_factors(unit_norms(gradient), 0.05) for gradient in alone]
+    assert all(float(factor) < 1 for factor in factors), "the case must exercise clipping"
+    for company in PLACES:
+        together = gradients_of([units[i] for i in company])
+        clipped = clip_factors(unit_norms(together), 0.05)
+        for row, i in enumerate(company):
+            assert clipped[row] == factors[i][0]
+            for name, gradient in together.items():
+                assert torch.equal(gradient[row], alone[i][name][0]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(576, 1536), (1536, 576), (576, 8), (8, 576)])
+def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
+    inputs: int, outputs: int, dtype: torch.dtype, threads: int
+) -> None:
+    """Shapes of SmolLM2, at which the BLAS behind torch's own float32 product differs."""
+    torch.manual_seed(0)
+    weight = torch.randn(outputs, inputs).to(dtype)
+    for length in (1, 8, 64, 128):
+        many = torch.randn(5, length, inputs).to(dtype)
+        whole = product(many, weight, None)
+        torch.testing.assert_close(whole, nn.functional.linear(many, weight), rtol=2e-2, atol=0.3)
+        for row, count in itertools.product(range(5), (1, 2, 3)):
+            some = many[row : row + count]
+            assert torch.equal(product(some, weight, None), whole[row : row + count])
+
+
+def test_gradients_are_those_of_opacus() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    inputs = torch.randn(4, 7, 6, dtype=torch.float64)
+    parameters = dict(module.named_parameters())
+    with UnitProducts(parameters, [1, 1, 1, 1]) as products:
+        module(inputs).square().mean((1, 2)).sum().backward()
+    assert all(parameter.grad is None for parameter in parameters.values())
+    hooks = GradSampleHooks(module, loss_reduction="sum")
+    module(inputs.requires_grad_()).square().mean((1, 2)).sum().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(products.gradients[name], parameter.grad_sample)
+    hooks.cleanup()
+
+
+def test_a_layer_that_is_used_twice_gets_both_parts() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4).double()
+    inputs = torch.randn(3, 5, 4, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+    with UnitProducts(parameters, [2, 1]) as products:
+        layer(layer(inputs)).square().sum().backward()
+    for unit, rows in enumerate((inputs[:2], inputs[2:])):
+        expected = torch.autograd.grad(layer(layer(rows)).square().sum(), list(parameters.values()))
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(products.gradients[name][unit], gradient)
+
+
+def test_a_trained_parameter_outside_the_graph_is_named() -> None:
+    model = classifier(torch.float32)
+    model.register_module("spare", nn.Linear(3, 3))
+    units: list[UnitExamples] = label_units([[5]], labels=5)
+    with pytest.raises(InputError, match=r"2 of \d+ trained parameters have no part in the loss"):
+        UnitGradients(model)(units)
