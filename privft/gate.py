@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.plan import Plan
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
+    from privft.stages.sweeping import SweepPrice
     from privft.vault.keys import KeyOpener
 
 State = Literal[
@@ -150,16 +151,26 @@ def plan(
 
     record: whether a refusal becomes an entry of the ledger.
     """
-    from privft.stages import modelling, planning
+    from privft.stages import affording, modelling, planning
 
     _may_operate(ledger, actor)
     if fit:
-        config = planning.fitted(workspace, ledger, config)
+        config = affording.fitted(workspace, ledger, config)
     base = modelling.find_base(config, relative_to=config_folder)
     modelling.evaluation_file(config, relative_to=config_folder)
     return planning.make_plan(
         workspace, ledger, config, modelling.model_facts(base), actor=actor, record=record
     )
+
+
+def price_sweep(workspace: Workspace, ledger: Ledger, file: Path, *, actor: Identity) -> SweepPrice:
+    """What all runs of a sweep file cost together; nothing is written."""
+    from privft.stages import sweeping
+    from privft.sweep import load_sweep
+
+    _may_operate(ledger, actor)
+    sweep, candidates = load_sweep(file)
+    return sweeping.price(workspace, ledger, sweep, candidates)
 
 
 def approve(ledger: Ledger, the_plan: Plan, *, approver: Identity) -> None:

@@ -62,6 +62,13 @@ _Order = Annotated[int, Field(ge=2)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
 
 
+class Age(Strict):
+    """How many ledger entries, or days, may lie behind."""
+
+    entries: Annotated[int, Field(ge=1)]
+    days: _Positive
+
+
 class Rule(Strict, Generic[ValueT]):
     """A value, why it is what it is, and where that comes from."""
 
@@ -104,6 +111,8 @@ class Policy(Strict):
     """How the keys of a vault may be held."""
     may_show_private_metrics: Rule[bool]
     """The operator's terminal may show numbers computed from real records."""
+    witness_within: Rule[Age | None]
+    """How old the newest word of a witness may be when a run starts; null asks for none."""
     public_outputs: Rule[Annotated[tuple[Output, ...], Field(min_length=1)]]
     """What may leave the enclave."""
 
@@ -145,6 +154,11 @@ def _later_suite(new: str, old: str) -> bool:
     return SUITES.index(new) >= SUITES.index(old)
 
 
+def _younger(new: Age | None, old: Age | None) -> bool:
+    within = new and old and new.entries <= old.entries and new.days <= old.days
+    return bool(old is None or within)
+
+
 _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "units": _subset,
     "max_epsilon_per_run": _at_most,
@@ -159,6 +173,7 @@ _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "secure_noise": _at_least,
     "recipients_allowed": _subset,
     "may_show_private_metrics": _at_most,
+    "witness_within": _younger,
     "public_outputs": _subset,
 }
 

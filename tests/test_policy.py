@@ -16,6 +16,7 @@ from privft.config import auto_delta
 from privft.errors import ConfigError, PolicyRefused
 from privft.policy import (
     _TIGHTER,
+    Age,
     Check,
     PlanFacts,
     Policy,
@@ -32,7 +33,7 @@ SHIPPED = ("bank", "default", "hospital", "research")
 RULES = {name for name in Policy.model_fields if name not in {"version", "name", "purpose"}} - {
     "based_on"
 }
-CHECKED = RULES - {"filter_orders", "may_show_private_metrics"}
+CHECKED = RULES - {"filter_orders", "may_show_private_metrics", "witness_within"}
 GOOD = PlanFacts(
     epsilon=2.0,
     delta=1e-6,
@@ -261,7 +262,7 @@ def test_an_unknown_policy_is_refused_and_the_nearest_named() -> None:
         ("recipients_allowed", ["x25519"], None),
         ("may_show_private_metrics", False, True),
         ("public_outputs", ["adapter"], None),
-    ],
+    ],  # and witness_within, below
 )
 def test_an_overlay_can_tighten_each_rule_and_loosen_none(
     tmp_path: Path, rule: str, tighter: Any, looser: Any
@@ -274,6 +275,26 @@ def test_an_overlay_can_tighten_each_rule_and_loosen_none(
     if looser is not None:
         with pytest.raises(ConfigError, match=f"{rule} .* would loosen policy 'hospital'"):
             load_policy(overlay(tmp_path, **{rule: looser}))
+
+
+def test_a_witness_can_be_asked_for_and_then_only_more_often(tmp_path: Path) -> None:
+    asked = overlay(tmp_path, witness_within={"entries": 100, "days": 7.0})
+    assert load_policy("hospital").witness_within.value is None
+    assert load_policy(asked).witness_within.value == Age(entries=100, days=7.0)
+    for within, fine in (
+        ({"entries": 50, "days": 7.0}, True),
+        ({"entries": 100, "days": 8.0}, False),
+        ({"entries": 101, "days": 1.0}, False),
+        (None, False),
+    ):
+        body = yaml.safe_load(asked.read_text()) | {"extends": asked.name, "name": "second"}
+        body["witness_within"]["value"] = within
+        (tmp_path / "second.yaml").write_text(yaml.safe_dump(body))
+        if fine:
+            load_policy(tmp_path / "second.yaml")
+        else:
+            with pytest.raises(ConfigError, match="would loosen"):
+                load_policy(tmp_path / "second.yaml")
 
 
 def test_every_rule_but_the_filters_orders_can_be_overlaid() -> None:

@@ -1,8 +1,9 @@
 """A witness on another machine: the one cure for a disk that was set back as a whole.
 
 A ledger that is restored from yesterday's image, keys and all, looks perfect from inside.  A
-*witness* keeps the newest checkpoint that it has seen, and answers with it.  The two talk through
-files (a USB stick is enough):
+*witness* keeps the newest checkpoint that it has seen, and answers with it.  It is a person or a
+machine with the role witness on the ring, whose key the ledger's machine never had.  The two talk
+through files (a USB stick is enough):
 
 1. `ask` writes a challenge: a fresh nonce, the ledger's newest checkpoint, and a proof that it
    extends the checkpoint that this ledger last heard of from this witness.
@@ -22,8 +23,10 @@ files (a USB stick is enough):
    appends a `witnessed` entry.  A checkpoint that is not a beginning of this ledger means that the
    ledger was set back: an `IntegrityError`, and nothing may run.
 
-The nonce keeps an old answer from passing for a new one.  The window that remains: what was written
-after the witness was last asked can be lost without its noticing.
+The nonce keeps an old answer from passing for a new one; it has to live in the memory of the
+process that asks, because a challenge kept on a disk could be set back together with the disk and
+be answered by the old answer.  The window that remains: what was written after the witness was last
+asked can be lost without its noticing.  A policy says how wide it may be (`witness_within`).
 
 A cosignature line has key type 4: its base64 holds the first 4 bytes of SHA-256(name || 0x0A ||
 0x04 || public key), 8 bytes of big-endian POSIX time, and 64 bytes of signature over
@@ -38,18 +41,19 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from privft.budget.entries import Entry
+from privft.budget.entries import Entry, format_time, parse_time
 from privft.budget.ledger import Ledger
 from privft.budget.reader import Reader
-from privft.budget.signed import ANSWER_FORMAT, answer_message
+from privft.budget.signed import ANSWER_FORMAT, answer_message, check_witnessed
 from privft.budget.translog import Checkpoint, verify_consistency
 from privft.errors import IntegrityError, SignatureError
 from privft.signing import (
     SigningKey,
     VerifyKey,
-    canonical_json,
     note_key_id,
     note_parts,
 )
@@ -94,7 +98,8 @@ def ask(ledger: Reader, witness: str) -> dict[str, Any]:
     for entry in ledger.entries(kind="witnessed"):
         if entry.body["witness"] == witness:
             note = entry.body["cosigned"] or entry.body["checkpoint"]
-            since = Checkpoint.open(note, ledger.key).size
+            if note and ledger.check_known(note):  # and not of a branch that a recovery gave up
+                since = Checkpoint.open(note, ledger.key).size
     proof = ledger.consistency_proof(since, newest.size) if since else []
     return {
         "format": CHALLENGE_FORMAT,
@@ -153,32 +158,56 @@ def accept(
     challenge: Mapping[str, Any],
     reply: Mapping[str, Any],
     *,
-    witness: VerifyKey,
+    witness: str,
     actor: str,
     time: str | None = None,
 ) -> Entry:
-    """Check a witness's answer to this challenge, and record it.
+    """Check the answer to this challenge of the witness of this name on the ring, and record it.
 
     Guarantees: returns only when the witness, after the challenge was made, said that the newest
     checkpoint that it had seen is a beginning of this ledger.
     """
     if set(reply) != _ANSWER_FIELDS or not all(isinstance(item, str) for item in reply.values()):
         raise IntegrityError("expected a witness answer")
-    if (reply["format"], reply["witness"]) != (ANSWER_FORMAT, witness.name):
-        raise IntegrityError(f"expected an answer of {witness.name} in format {ANSWER_FORMAT}")
-    signed = {name: value for name, value in reply.items() if name != "signature"}
-    try:
-        signature = base64.b64decode(reply["signature"], validate=True)
-    except ValueError as error:
-        raise SignatureError("the signature of a witness answer is not base64") from error
-    witness.verify(signature, canonical_json(signed))
+    if (reply["format"], reply["witness"]) != (ANSWER_FORMAT, witness):
+        raise IntegrityError(f"expected an answer of {witness} in format {ANSWER_FORMAT}")
+    now = time or format_time(datetime.now(UTC))
+    key = ledger.keyring().may(witness, "witness", now).verify_key
+    check_witnessed(reply, ledger.keyring(), now)
     if reply["nonce"] != challenge["nonce"]:
         raise SignatureError("a witness answer to another challenge")
     for note in (reply["checkpoint"], reply["cosigned"]):
         if note:
             ledger.check_known(note)
     if reply["cosigned"]:
-        cosigned_at(reply["cosigned"], witness)
-    body = {name: value for name, value in signed.items() if name != "format"}
-    body["signature"] = reply["signature"]
+        cosigned_at(reply["cosigned"], key)
+    body = {name: value for name, value in reply.items() if name != "format"}
     return ledger.append("witnessed", body, actor=actor, time=time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freshness:
+    """How far the ledger is from the newest checkpoint that a witness cosigned.
+
+    entries: written since that was recorded.  days: since the witness answered, by the earlier of
+    its clock and the ledger's.
+    """
+
+    witness: str
+    entries: int
+    days: float
+
+
+def freshness(ledger: Reader, now: str) -> Freshness | None:
+    """The newest word of a witness at a moment (ISO time); None when none ever cosigned."""
+    for entry in reversed(ledger.entries(kind="witnessed")):
+        if entry.body["cosigned"]:
+            person = ledger.keyring().may(entry.body["witness"], "witness", entry.time)
+            answered = cosigned_at(entry.body["cosigned"], person.verify_key)
+            earlier = min(float(answered), parse_time(entry.time).timestamp())
+            return Freshness(
+                witness=person.name,
+                entries=ledger.size - entry.index - 1,
+                days=(parse_time(now).timestamp() - earlier) / 86400,
+            )
+    return None

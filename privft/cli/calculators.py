@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from privft.budget.mechanism import Event
-from privft.cli.session import FILE, json_option, print_json, table
-from privft.errors import ConfigError, UsageError
+from privft.budget.mechanism import Adjacency, Event
+from privft.budget.selection import AnyEvent, Selection, event_from_dict, single_cost
+from privft.cli.session import FILE, json_option, print_json, say, table
+from privft.errors import AccountingError, ConfigError, UsageError
 
 _PROBABILITY = click.FloatRange(0, 1, min_open=True)
 _OPEN = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -17,31 +21,45 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 _ADJACENCY = click.Choice(["add-remove", "substitute"])
 
 
-def _events(
-    file: Path | None, noise: float | None, probability: float | None, steps: int | None
-) -> list[Event]:
-    """The events of a file, or the one event of the options."""
-    given = (noise, probability, steps)
-    if file is None:
-        if None in given:
-            raise UsageError(
-                "expected --noise-multiplier, --sampling-probability and --steps, or --events FILE"
-            )
-        assert noise is not None
-        assert probability is not None
-        assert steps is not None
-        return [Event(noise_multiplier=noise, sampling_probability=probability, count=steps)]
-    if any(value is not None for value in given):
-        raise UsageError("expected --events or the parameters of one event, not both")
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The JSON list in a file of events."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{file}: expected a list of events, as in the ledger")
-    return [Event.from_dict(row) for row in rows]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(
+            f"{file}: expected a list of events, as in the ledger",
+            hint='[{"kind": "poisson-gaussian", "noise_multiplier": 1.1, '
+            '"sampling_probability": 0.01, "count": 100}]',
+        )
+    return rows
+
+
+def _events(
+    file: Path | None, noise: float | None, probability: float | None, steps: int | None
+) -> list[AnyEvent]:
+    """The events of a file, or the one event of the options."""
+    given = (noise, probability, steps)
+    if file is None:
+        if noise is None or probability is None or steps is None:
+            raise UsageError(
+                "expected --noise-multiplier, --sampling-probability and --steps, or --events FILE"
+            )
+        return [Event(noise_multiplier=noise, sampling_probability=probability, count=steps)]
+    if any(value is not None for value in given):
+        raise UsageError("expected --events or the parameters of one event, not both")
+    return [event_from_dict(row) for row in _rows(file)]
+
+
+def _plain(events: Sequence[AnyEvent], what: str) -> list[Event]:
+    """The events, where no selection is among them; raises `AccountingError` otherwise."""
+    plain = [event for event in events if isinstance(event, Event)]
+    if len(plain) < len(events):
+        raise AccountingError(f"{what} is not known for random stopping: only RDP prices it")
+    return plain
 
 
 @click.command("epsilon")
@@ -58,14 +76,17 @@ def epsilon_command(
     steps: int | None,
     file: Path | None,
     delta: float,
-    adjacency: str,
+    adjacency: Adjacency,
     as_json: bool,
 ) -> None:
     """Epsilon of DP-SGD with given parameters."""
     from privft.budget.accounting import cost
 
     events = _events(file, noise_multiplier, sampling_probability, steps)
-    found = cost(events, delta, adjacency=adjacency)  # type: ignore[arg-type]
+    if any(isinstance(event, Selection) for event in events):
+        _tell_single(events, delta, adjacency, as_json)
+        return
+    found = cost(_plain(events, "PLD"), delta, adjacency=adjacency)
     if as_json:
         print_json({"pld": found.epsilon_pld, "rdp": found.epsilon_rdp, **found.to_dict()})
         return
@@ -77,37 +98,105 @@ def epsilon_command(
         click.echo(f"epsilon {found.epsilon_rdp:.6f} (RDP, order {found.best_order:g}{edge})")
 
 
+def _tell_single(
+    events: Sequence[AnyEvent], delta: float, adjacency: Adjacency, as_json: bool
+) -> None:
+    if adjacency != "add-remove":
+        raise AccountingError("random stopping is priced under add-remove only")
+    found = single_cost(events, delta)
+    if as_json:
+        print_json({"pld": None, "rdp": found.epsilon_rdp, **found.to_dict()})
+        return
+    edge = ", at the edge of its grid of orders" if found.order_at_edge else ""
+    click.echo(f"epsilon {found.epsilon_rdp:.6f} (RDP, order {found.best_order:g}{edge})")
+    click.echo(found.note)
+
+
 @click.command("noise")
 @click.option("--target-epsilon", type=_POSITIVE, required=True)
-@click.option("--sampling-probability", type=_PROBABILITY, required=True)
-@click.option("--steps", type=click.IntRange(min=1), required=True)
+@click.option("--sampling-probability", type=_PROBABILITY)
+@click.option("--steps", type=click.IntRange(min=1))
+@click.option(
+    "--events",
+    "file",
+    type=FILE,
+    help="JSON list of events: those without a noise multiplier share the one that is sought; "
+    "where all have one, all are scaled by one factor.",
+)
 @click.option("--delta", type=_OPEN, required=True)
 @click.option("--adjacency", type=_ADJACENCY, default="add-remove", show_default=True)
 @json_option
 def noise_command(
     target_epsilon: float,
-    sampling_probability: float,
-    steps: int,
+    sampling_probability: float | None,
+    steps: int | None,
+    file: Path | None,
     delta: float,
-    adjacency: str,
+    adjacency: Adjacency,
     as_json: bool,
 ) -> None:
     """Noise multiplier for a target epsilon."""
     from privft.budget.accounting import calibrate_noise, cost
 
+    if file is not None:
+        if (sampling_probability, steps) != (None, None):
+            raise UsageError("expected --events or the parameters of one event, not both")
+        _noise_of_list(_rows(file), target_epsilon, delta, adjacency, as_json)
+        return
+    if sampling_probability is None or steps is None:
+        raise UsageError("expected --sampling-probability and --steps, or --events FILE")
     noise = calibrate_noise(
         target_epsilon=target_epsilon,
         delta=delta,
         sampling_probability=sampling_probability,
         steps=steps,
-        adjacency=adjacency,  # type: ignore[arg-type]
+        adjacency=adjacency,
     )
     event = Event(noise_multiplier=noise, sampling_probability=sampling_probability, count=steps)
-    found = cost([event], delta, adjacency=adjacency)  # type: ignore[arg-type]
+    found = cost([event], delta, adjacency=adjacency)
     if as_json:
         print_json({"noise_multiplier": noise, "pld": found.epsilon_pld, "rdp": found.epsilon_rdp})
     else:
         click.echo(f"noise multiplier {noise:.6f} gives epsilon {found.epsilon_pld:.6f} (PLD)")
+
+
+def _noise_of_list(
+    rows: Sequence[dict[str, Any]],
+    target_epsilon: float,
+    delta: float,
+    adjacency: Adjacency,
+    as_json: bool,
+) -> None:
+    from privft.budget.accounting import cost
+    from privft.budget.calibration import calibrate_list
+
+    gaps = [row for row in rows if "noise_multiplier" not in row]
+
+    def events_at(value: float) -> list[Event]:
+        filled = [{**row, "noise_multiplier": value} if row in gaps else row for row in rows]
+        events = _plain([event_from_dict(row) for row in filled], "calibration")
+        if gaps:
+            return events
+        return [replace(each, noise_multiplier=each.noise_multiplier * value) for each in events]
+
+    value = calibrate_list(
+        events_at, target_epsilon=target_epsilon, delta=delta, adjacency=adjacency
+    )
+    events = events_at(value)
+    found = cost(events, delta, adjacency=adjacency)
+    if as_json:
+        print_json(
+            {
+                "noise_multiplier": value if gaps else None,
+                "factor": None if gaps else value,
+                "events": [event.to_dict() for event in events],
+                "pld": found.epsilon_pld,
+                "rdp": found.epsilon_rdp,
+            }
+        )
+        return
+    what = f"noise multiplier {value:.4f} for {len(gaps)}" if gaps else f"factor {value:.4f} on all"
+    click.echo(f"{what} of {len(events)} events gives epsilon {found.epsilon_pld:.6f} (PLD)")
 
 
 @click.command("tradeoff")
@@ -116,33 +205,86 @@ def noise_command(
 @click.option("--steps", type=click.IntRange(min=1))
 @click.option("--events", "file", type=FILE, help="JSON list of events, for composition.")
 @click.option("--adjacency", type=_ADJACENCY, default="add-remove", show_default=True)
+@click.option("--svg", type=FILE, help="Draw it into this file instead of the terminal.")
 @json_option
 def tradeoff_command(
     noise_multiplier: float | None,
     sampling_probability: float | None,
     steps: int | None,
     file: Path | None,
-    adjacency: str,
+    adjacency: Adjacency,
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """The best ROC curve that any attack can have."""
     from privft.budget.accounting import tradeoff
 
     events = _events(file, noise_multiplier, sampling_probability, steps)
-    curve = tradeoff(events, adjacency)  # type: ignore[arg-type]
+    curve = tradeoff(_plain(events, "a trade-off curve"), adjacency)
+    if svg is not None:
+        from privft.report import plots
+
+        bound = [(fpr, 1 - fnr) for fpr, fnr in zip(curve.fpr, curve.fnr, strict=True)]
+        drawn = plots.standalone(plots.roc(bound, None, tested=0))
+        svg.write_text(drawn, encoding="utf-8")
+        say(f"drawn in {svg}")
     if as_json:
         print_json({**curve.to_dict(), "max_accuracy": curve.max_accuracy})
         return
     rates = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5)
-    rows = [
-        [f"{rate:g}", f"{curve.tpr_bound(rate):.4f}", _bar(curve.tpr_bound(rate))] for rate in rates
-    ]
-    table("No attack does better", ["false positives", "true positives at most", ""], rows)
+    if svg is None:
+        for line in _drawing(curve.tpr_bound):
+            click.echo(line)
+    rows = [[f"{rate:g}", f"{curve.tpr_bound(rate):.4f}"] for rate in rates]
+    table("No attack does better", ["false positives", "true positives at most"], rows)
     click.echo(f"of 100 even bets on whether a unit was in, at most {100 * curve.max_accuracy:.1f}")
+    click.echo(
+        f"nearest Gaussian mechanism: mu {curve.mu_nearest:.4f}, {curve.mu_gap:.2g} away at most"
+    )
 
 
-def _bar(share: float) -> str:
-    return "█" * round(40 * share)
+_WIDE, _HIGH = 60, 20
+
+
+def _drawing(tpr_bound: Callable[[float], float]) -> list[str]:
+    """The curve in braille dots, two by four a character, over the line of guessing (dotted)."""
+    dots = [[False] * (2 * _WIDE) for _ in range(4 * _HIGH)]
+    bits = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+
+    def height(share: float) -> int:
+        return min(4 * _HIGH - 1, round((1 - share) * (4 * _HIGH - 1)))
+
+    last = None
+    for x in range(2 * _WIDE):
+        fpr = x / (2 * _WIDE - 1)
+        at = height(tpr_bound(fpr))
+        for y in range(min(at, at if last is None else last), max(at, last or at) + 1):
+            dots[y][x] = True
+        last = at
+        if x % 4 == 0:
+            dots[height(fpr)][x] = True
+    lines = ["true positive rate"]
+    for row in range(_HIGH):
+        cells = [
+            chr(
+                0x2800
+                + sum(
+                    bits[y][x]
+                    for y in range(4)
+                    for x in range(2)
+                    if dots[4 * row + y][2 * column + x]
+                )
+            )
+            for column in range(_WIDE)
+        ]
+        label = {0: "1.0", _HIGH // 2: "0.5", _HIGH - 1: "0.0"}.get(row, "   ")
+        lines.append(f"{label} │{''.join(cells)}")
+    return [
+        *lines,
+        f"    └{'─' * _WIDE}",
+        f"     0.0{'false positive rate':^{_WIDE - 6}}1.0",
+        "     the curve: no attack gets above it; the dotted line: guessing",
+    ]
 
 
 @click.command("bound")

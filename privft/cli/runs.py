@@ -27,18 +27,25 @@ from privft.cli.session import (
     table,
 )
 from privft.config import load_config
-from privft.errors import UsageError
+from privft.errors import PlanError, UsageError
 from privft.plan import Plan, parse_plan
+from privft.sweep import is_sweep
 from privft.workspace import write_private
 
 if TYPE_CHECKING:
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
+    from privft.stages.sweeping import SweepPrice
 
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file."""
     try:
+        if path.suffix in (".yaml", ".yml") and is_sweep(path):
+            raise PlanError(
+                f"{path.name} is a sweep, which is priced and not run",
+                hint="run by run: privft plan each candidate; random stopping is not run at all",
+            )
         return parse_plan(path.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read the plan {path}: {error.strerror}") from error
@@ -67,9 +74,17 @@ def plan_command(
     who: Acting,
     dry_run: bool,
 ) -> None:
-    """Price a run in epsilon, before any record is opened."""
-    config = load_config(config_file)
+    """Price a run, or a sweep of runs, in epsilon before any record is opened."""
     opened = session(ctx)
+    if is_sweep(config_file):
+        if fit or output is not None:
+            raise UsageError("a sweep is priced as it is, and leaves no plan")
+        with opened.ledger() as ledger:
+            actor = opened.identity(who)
+            swept = gate.price_sweep(opened.workspace, ledger, config_file, actor=actor)
+        show_sweep(swept, as_json)
+        return
+    config = load_config(config_file)
     with opened.ledger() as ledger:
         priced = gate.plan(
             opened.workspace,
@@ -121,6 +136,36 @@ def show_price(priced: Priced) -> None:
         ["plan", plan.digest],
     ]
     table("Plan", ["what", "value"], rows)
+
+
+def show_sweep(swept: SweepPrice, as_json: bool) -> None:
+    """The price of a sweep."""
+    from privft.budget.selection import SINGLE_NOTE, SingleCost
+    from privft.stages.sweeping import NOT_RUN
+
+    if as_json:
+        print_json(swept.to_dict())
+        return
+    rows = [
+        [label, f"{alone.epsilon:.3f}", str(mechanism.steps), f"{mechanism.noise_multiplier:.4f}"]
+        for label, mechanism, alone in swept.candidates
+    ]
+    table("Candidates", ["varies", "epsilon alone", "steps", "noise multiplier"], rows)
+    total, budget = swept.total, swept.before
+    if isinstance(total, SingleCost):
+        price = f"epsilon {total.epsilon_rdp:.3f} (RDP) for the best of a random, hidden number"
+    else:
+        price = f"epsilon {total.epsilon:.3f} (PLD) for all {len(swept.candidates)} together"
+    click.echo(f"{price}, at delta {total.delta:g}")
+    click.echo(
+        f"budget: {budget.epsilon_spent:.2f} -> {swept.admission.epsilon_after:.2f} of "
+        f"{budget.cap.epsilon:.2f}"
+    )
+    if isinstance(total, SingleCost):
+        say(SINGLE_NOTE)
+        say(NOT_RUN)
+    else:
+        say("each candidate needs a plan of its own: privft plan, train, and then the next")
 
 
 @click.command("approve")

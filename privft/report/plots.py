@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -295,6 +296,11 @@ def dumbbells(
     parts.append(_text(96, bottom + 2, f"trained ({unit})" if unit else "trained", MUTED, 12))
     told = "; ".join(f"{label}: {_short(b)} before, {_short(t)} after" for label, b, t, _ in rows)
     return _svg(key, title, f"{told} ({unit}).", bottom + 12, parts)
+
+
+def standalone(svg: str) -> str:
+    """The same chart as a file of its own, in colours that need no page around it."""
+    return re.sub(r"var\(--\w+,(#[0-9a-f]+)\)", r"\1", svg) + "\n"
 
 
 def _svg(key: str, title: str, description: str, height: float, parts: Sequence[str]) -> str:

@@ -8,30 +8,31 @@ the record of a budget.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from privft.audit.suite import load_suite
-from privft.budget.accounting import Cost, calibrate_noise, cost
+from privft.budget.accounting import Cost, cost
 from privft.budget.entries import format_time
-from privft.budget.filter import Admission, admit, fits, steps_that_fit
+from privft.budget.filter import Admission, fits, steps_that_fit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
+from privft.budget.witness import freshness
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
 from privft.plan import ModelFacts, Plan, approval_message, stale_reasons
 from privft.policy import Check, PlanFacts, Policy, check, enforce
 from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
+from privft.stages.affording import affordable_epsilon, mechanism_of, mechanism_with
 from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
 SECURE_NOISE = False  # plain float64; see training.noise
-_LEAST_NOISE, _MOST_NOISE = 0.2, 1e4  # multipliers between which a fitting one is sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +69,6 @@ class Priced:
             "checks": [row.to_dict() for row in self.checks],
             "warnings": self.warnings,
         }
-
-
-def mechanism_of(config: RunConfig) -> Mechanism:
-    """The mechanism that a config asks for; calibrates the noise to a target epsilon."""
-    privacy = config.privacy
-    noise = privacy.noise_multiplier
-    if noise is None:
-        assert privacy.target_epsilon is not None
-        noise = calibrate_noise(
-            target_epsilon=privacy.target_epsilon,
-            delta=privacy.delta_value,
-            sampling_probability=privacy.sampling_probability,
-            steps=privacy.max_steps,
-        )
-    return _mechanism(config, noise)
-
-
-def _mechanism(config: RunConfig, noise: float) -> Mechanism:
-    privacy = config.privacy
-    return Mechanism(
-        unit=privacy.unit,
-        sampling_probability=privacy.sampling_probability,
-        noise_multiplier=noise,
-        clip_norm=privacy.max_grad_norm,
-        steps=privacy.max_steps,
-        expected_batch_size=float(privacy.expected_batch_size),
-    )
 
 
 def recipient_kinds(workspace: Workspace, dataset: str) -> tuple[str, ...]:
@@ -139,14 +113,7 @@ def make_plan(
     """
     dataset = dataset_entry(ledger, config.dataset).body
     policy = policy_of(workspace, ledger, config.dataset)
-    declared = {"unit": config.privacy.unit, "declared_units": config.privacy.declared_units}
-    for name, value in declared.items():
-        if dataset[name] != value:
-            raise ConfigError(
-                f"privacy.{name} is {value}, and data set {config.dataset} was created with "
-                f"{dataset[name]}",
-                hint=f"privacy.{name}: {dataset[name]}",
-            )
+    check_declared(config, dataset)
     _check_form(workspace, config)
     mechanism = mechanism_of(config)
     events = (mechanism.event(),)
@@ -199,6 +166,18 @@ def make_plan(
     )
 
 
+def check_declared(config: RunConfig, dataset: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` when the config declares other things than the data set was made with."""
+    declared = {"unit": config.privacy.unit, "declared_units": config.privacy.declared_units}
+    for name, value in declared.items():
+        if dataset[name] != value:
+            raise ConfigError(
+                f"privacy.{name} is {value}, and data set {config.dataset} was created with "
+                f"{dataset[name]}",
+                hint=f"privacy.{name}: {dataset[name]}",
+            )
+
+
 def _check_form(workspace: Workspace, config: RunConfig) -> None:
     """Raise `ConfigError` when the task is not for records of the data set's form."""
     manifest = unsigned_manifest(read_manifest_text(workspace.vault_path(config.dataset)))
@@ -224,7 +203,7 @@ def _exceeded(
     mechanism: Mechanism,
 ) -> BudgetExceeded:
     spent = (*view.spent, *view.reserved)
-    steps = steps_that_fit(view.cap, spent, mechanism.event())
+    steps = 0 if view.exhausted else steps_that_fit(view.cap, spent, mechanism.event())
     affordable = affordable_epsilon(config, policy, view)
     choices = []
     if affordable is not None:
@@ -239,41 +218,6 @@ def _exceeded(
         if choices
         else "nothing of this kind fits any more: the data set's budget is used up",
     )
-
-
-def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> float | None:
-    """The largest target epsilon that budget (in steps of 0.05) and policy still admit, if any."""
-    spent = (*view.spent, *view.reserved)
-
-    def admitted(noise: float) -> bool:
-        return admit(view.cap, spent, (_mechanism(config, noise).event(),)).admitted
-
-    low, high = _LEAST_NOISE, _MOST_NOISE
-    if not admitted(high):
-        return None
-    while high > low * 1.0001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if admitted(middle) else (middle, high)
-    alone = cost((_mechanism(config, high).event(),), config.privacy.delta_value).epsilon
-    return min(math.floor(alone * 20) / 20, policy.max_epsilon_per_run.value) or None
-
-
-def fitted(workspace: Workspace, ledger: Ledger, config: RunConfig) -> RunConfig:
-    """The config with the largest target epsilon that budget and policy admit (`plan --fit`)."""
-    dataset = dataset_entry(ledger, config.dataset).body
-    view = ledger.budget(dataset["lineage"])
-    policy = policy_of(workspace, ledger, config.dataset)
-    best = affordable_epsilon(config, policy, view)
-    if best is None:
-        raise BudgetExceeded(
-            f"nothing fits: {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} is left for dataset "
-            f"{config.dataset}",
-            hint="fewer steps or a smaller expected batch size cost less",
-        )
-    wanted = config.privacy.target_epsilon
-    target = best if wanted is None else min(best, wanted)
-    privacy = config.privacy.model_copy(update={"target_epsilon": target, "noise_multiplier": None})
-    return config.model_copy(update={"privacy": privacy})
 
 
 def _warnings(config: RunConfig, mechanism: Mechanism) -> list[str]:
@@ -340,7 +284,7 @@ def check_unedited(plan: Plan) -> None:
     substitute = cost(events, plan.delta, adjacency="substitute")
     noise = privacy.noise_multiplier or mechanism.noise_multiplier
     stated = {
-        "mechanism": (mechanism, _mechanism(config, noise)),
+        "mechanism": (mechanism, mechanism_with(config, noise)),
         "delta": (plan.delta, privacy.delta_value),
         "max_records_per_unit": (plan.max_records_per_unit, privacy.records_per_unit),
         "dataset": (plan.dataset, config.dataset),
@@ -386,7 +330,24 @@ def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
             f"the plan is stale: {' and '.join(reasons)} changed since it was made",
             hint="make it again: privft plan",
         )
+    check_witnessed(ledger, policy)
     return policy
+
+
+def check_witnessed(ledger: Ledger, policy: Policy) -> None:
+    """Raise `PolicyRefused` when a witness last spoke longer ago than the policy allows."""
+    within = policy.witness_within.value
+    if within is None:
+        return
+    last = freshness(ledger, format_time(datetime.now(UTC)))
+    if last is None or last.entries > within.entries or last.days > within.days:
+        came = "no witness ever" if last is None else f"{last.witness}"
+        since = "" if last is None else f" {last.entries} entries and {last.days:.1f} days ago"
+        raise PolicyRefused(
+            f"policy {policy.name!r} wants a witness within {within.entries} entries and "
+            f"{within.days:g} days, and {came} cosigned the ledger{since}",
+            hint="privft ledger witness ask NAME",
+        )
 
 
 def check_approved(

@@ -13,8 +13,22 @@ import pytest
 from privft.budget.ledger import Ledger
 from privft.budget.replay import verify_bundle
 from privft.budget.signed import RECOVERY_TYPE, recovery_statement
-from privft.budget.witness import accept, answer, ask, cosign, cosigned_at
-from privft.errors import BudgetExceeded, IntegrityError, OrderError, SignatureError
+from privft.budget.witness import (
+    Freshness,
+    accept,
+    answer,
+    ask,
+    cosign,
+    cosigned_at,
+    freshness,
+)
+from privft.errors import (
+    BudgetExceeded,
+    IntegrityError,
+    OrderError,
+    PolicyRefused,
+    SignatureError,
+)
 from privft.signing import Identity, SigningKey, dsse_sign
 from tests.budget.samples import (
     LINEAGE,
@@ -47,7 +61,7 @@ def answered(ledger: Ledger, newest: str) -> tuple[dict[str, Any], dict[str, Any
 
 def witnessed(ledger: Ledger, newest: str) -> str:
     challenge, reply, kept = answered(ledger, newest)
-    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+    accept(ledger, challenge, reply, witness="desk", actor="ann")
     return kept
 
 
@@ -75,7 +89,7 @@ def test_a_ledger_set_back_is_refused_by_its_witness(ledger: Ledger, tmp_path: P
         assert (reply["cosigned"], still) == ("", kept)
         size = restored.size
         with pytest.raises(IntegrityError, match="and a checkpoint of"):
-            accept(restored, challenge, reply, witness=DESK.public, actor="ann")
+            accept(restored, challenge, reply, witness="desk", actor="ann")
         assert restored.size == size
         # grown past the checkpoint with other entries: the witness does not cosign, nor the
         # ledger believe itself
@@ -84,7 +98,7 @@ def test_a_ledger_set_back_is_refused_by_its_witness(ledger: Ledger, tmp_path: P
         challenge, reply, still = answered(restored, kept)
         assert (reply["cosigned"], still) == ("", kept)
         with pytest.raises(IntegrityError, match="are not those"):
-            accept(restored, challenge, reply, witness=DESK.public, actor="ann")
+            accept(restored, challenge, reply, witness="desk", actor="ann")
 
 
 def test_a_witness_that_lags_behind_is_caught_up_in_two_rounds(ledger: Ledger) -> None:
@@ -95,7 +109,7 @@ def test_a_witness_that_lags_behind_is_caught_up_in_two_rounds(ledger: Ledger) -
     # the witness was itself restored to `first`: no proof from there, so no cosignature yet
     challenge, reply, kept = answered(ledger, first)
     assert (reply["cosigned"], kept) == ("", first)
-    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+    accept(ledger, challenge, reply, witness="desk", actor="ann")
     newest = ledger.checkpoint()
     assert witnessed(ledger, first) == newest
 
@@ -116,16 +130,62 @@ def test_an_old_or_foreign_answer_is_refused(ledger: Ledger) -> None:
     challenge, reply, _ = answered(ledger, "")
     later = ask(ledger, "desk")
     with pytest.raises(SignatureError, match="another challenge"):
-        accept(ledger, later, reply, witness=DESK.public, actor="ann")
-    forged = SigningKey(name="desk", seed=OTHER_KEY.seed)
+        accept(ledger, later, reply, witness="desk", actor="ann")
+    forged, _ = answer(
+        challenge,
+        newest="",
+        witness=SigningKey(name="desk", seed=OTHER_KEY.seed),
+        log_key=LOG_KEY.public,
+        posix_time=1,
+    )
     with pytest.raises(SignatureError):
-        accept(ledger, challenge, reply, witness=forged.public, actor="ann")
+        accept(ledger, challenge, forged, witness="desk", actor="ann")
+    with pytest.raises(PolicyRefused, match="nobody named stranger"):
+        accept(ledger, challenge, {**reply, "witness": "stranger"}, witness="stranger", actor="ann")
     for field in ("nonce", "checkpoint", "cosigned", "signature", "format"):
         with pytest.raises(IntegrityError):
-            accept(ledger, challenge, {**reply, field: "x"}, witness=DESK.public, actor="ann")
+            accept(ledger, challenge, {**reply, field: "x"}, witness="desk", actor="ann")
     with pytest.raises(IntegrityError):
-        accept(ledger, challenge, {**reply, "more": "x"}, witness=DESK.public, actor="ann")
-    accept(ledger, challenge, reply, witness=DESK.public, actor="ann")
+        accept(ledger, challenge, {**reply, "more": "x"}, witness="desk", actor="ann")
+    accept(ledger, challenge, reply, witness="desk", actor="ann")
+
+
+def test_what_no_witness_said_is_not_recorded_and_does_not_verify(ledger: Ledger) -> None:
+    _, reply, _ = answered(ledger, "")
+    body = {name: value for name, value in reply.items() if name != "format"} | {"nonce": "0" * 32}
+    with pytest.raises(SignatureError):
+        ledger.append("witnessed", body, actor="ann")
+    with pytest.MonkeyPatch.context() as patch:  # a program that does not look
+        patch.setattr("privft.budget.history.check_witnessed", lambda *_: None)
+        ledger.append("witnessed", body, actor="ann")
+    with pytest.raises(IntegrityError):
+        ledger.verify()
+
+
+def test_the_age_of_a_witness_is_counted_in_entries_and_days(ledger: Ledger) -> None:
+    now = "2026-11-23T20:15:24Z"  # POSIX time 1795464924, at which the witness answers here
+    assert freshness(ledger, now) is None
+    challenge, reply, kept = answered(ledger, "")
+    accept(ledger, challenge, reply, witness="desk", actor="ann", time="2026-11-24T20:15:24Z")
+    assert freshness(ledger, now) == Freshness(witness="desk", entries=0, days=0.0)
+    reserve(ledger, steps=1)
+    later = freshness(ledger, "2026-11-26T08:15:24Z")
+    assert later == Freshness(witness="desk", entries=1, days=2.5)
+    # an answer without a cosignature is no word of a witness
+    reserve(ledger, steps=1)
+    challenge, reply, _ = answered(ledger, "")
+    reply, _ = answer(
+        challenge | {"since": 1},
+        newest=kept,
+        witness=DESK,
+        log_key=LOG_KEY.public,
+        posix_time=1795464925,
+    )
+    assert reply["cosigned"] == ""
+    accept(ledger, challenge, reply, witness="desk", actor="ann")
+    again = freshness(ledger, "2026-11-26T08:15:24Z")
+    assert again is not None
+    assert (again.entries, again.days) == (3, 2.5)
 
 
 @pytest.mark.parametrize(

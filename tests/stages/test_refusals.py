@@ -23,7 +23,7 @@ from privft.audit.selfcheck import Check
 from privft.config import load_config
 from privft.plan import Plan, parse_plan
 from privft.signing import canonical_json
-from privft.stages import planning, running
+from privft.stages import affording, planning, running
 from tests.stages.world import (
     CLASSIFY,
     NOTES,
@@ -462,7 +462,7 @@ def test_a_run_beyond_the_budget_is_refused_and_the_refusal_recorded(world: Worl
     found = re.search(r"hint: --target-epsilon ([0-9.]+) or (\d) steps instead of 4", result.err)
     assert found is not None, result.err
     with world.ledger() as ledger:
-        fitted = planning.fitted(world.workspace, ledger, load_config(config))
+        fitted = affording.fitted(world.workspace, ledger, load_config(config))
     assert fitted.privacy.target_epsilon == float(found[1])
     event = parse_plan((world.folder / "first.plan").read_bytes()).events()[0]
     with world.ledger() as ledger:
