@@ -13,10 +13,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from privft.budget.entries import format_time
+from privft.budget.ledger import Ledger
+from privft.budget.witness import freshness
 from privft.errors import PrivftError
 from privft.hardening import lock_memory
 from privft.vault.store import inspect
@@ -24,6 +28,7 @@ from privft.workspace import Workspace
 
 _NEEDED = ("torch", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
 _LEAST_FREE_BYTES = 4 << 30
+_OLDEST_BACKUP = timedelta(days=30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +150,14 @@ def _workspace(workspace: Workspace) -> list[Finding]:
             ledger.verify()
             created = ledger.entries(kind="dataset-created")
             detail = f"whole, {ledger.size} entries"
+            copies = [_backup(workspace, ledger), _witness(ledger)]
         found.append(Finding(check="ledger", verdict="ok", detail=detail))
     except PrivftError as error:
         found.append(
             Finding(check="ledger", verdict="failed", detail=error.message, hint=error.hint)
         )
         return found
+    found += copies
     for entry in created:
         dataset = entry.body["dataset"]
         try:
@@ -169,3 +176,40 @@ def _workspace(workspace: Workspace) -> list[Finding]:
             )
         )
     return found
+
+
+def _backup(workspace: Workspace, ledger: Ledger) -> Finding:
+    """A ledger in a database is backed up by whoever keeps the database, out of our sight."""
+    if workspace.database is not None:
+        return Finding(
+            check="backup", verdict="ok", detail="the ledger is in a database: ask who keeps it"
+        )
+    last = workspace.last_backup()
+    hint = "privft ledger backup FILE, kept on another machine (README, backup drill)"
+    if last is None:
+        return Finding(check="backup", verdict="warning", detail="none was ever made", hint=hint)
+    time, entries = last
+    age = datetime.now(UTC) - time
+    ok = age <= _OLDEST_BACKUP
+    return Finding(
+        check="backup",
+        verdict="ok" if ok else "warning",
+        detail=f"{age.days} days old, {ledger.size - entries} entries behind",
+        hint=None if ok else hint,
+    )
+
+
+def _witness(ledger: Ledger) -> Finding:
+    last = freshness(ledger, format_time(datetime.now(UTC)))
+    if last is None:
+        return Finding(
+            check="witness",
+            verdict="warning",
+            detail="none has seen this ledger: a disk that is set back as a whole goes unnoticed",
+            hint="privft ledger witness (README)",
+        )
+    return Finding(
+        check="witness",
+        verdict="ok",
+        detail=f"{last.witness}, {last.days:.1f} days and {last.entries} entries ago",
+    )

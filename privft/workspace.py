@@ -12,6 +12,7 @@
       overlap/DATASET        keyed hashes of its units and texts (mode 0600)
       policies/SHA256.json   the policies that data sets were created under
       runs/RUN/              what a run leaves; all sealed but for what the report publishes
+      backup.json            when the ledger was last copied, and how many entries it had
       cache/                 results that depend on nothing private (an audit's control)
 
 The workspace is found upward from the working folder, or named.
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from privft.budget.entries import Role, format_time
+from privft.budget.entries import Role, format_time, parse_time
 from privft.budget.ledger import Ledger
 from privft.budget.postgres import Database
 from privft.errors import ConfigError, IntegrityError, NotForThisKey, UsageError
@@ -39,6 +40,7 @@ from privft.vault.overlap import HASH_BYTES
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
 PLACE = "ledger.json"
+BACKUP = "backup.json"
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -157,6 +159,19 @@ class Workspace:
     def ledger_place(self) -> Path | Database:
         """The ledger's file, or the database that `ledger.json` names."""
         return self.database or self.folder / "ledger.db"
+
+    def note_backup(self, *, entries: int) -> None:
+        """Remember that the ledger was copied just now, when it had so many entries."""
+        note = {"time": format_time(datetime.now(UTC)), "entries": entries}
+        write_private(self.folder / BACKUP, canonical_json(note) + b"\n")
+
+    def last_backup(self) -> tuple[datetime, int] | None:
+        """When the ledger was last copied and how many entries it had; None for never."""
+        path = self.folder / BACKUP
+        if not path.exists():
+            return None
+        note = read_canonical(path, "the note of a backup")
+        return parse_time(note.get("time"), str(path)), int(str(note.get("entries")))
 
     def vault_path(self, dataset: str) -> Path:
         """Where the vault of a data set lies."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from privft.budget import translog
 from privft.budget.entries import Entry
-from privft.budget.filter import Admission
+from privft.budget.filter import Admission, fits
 from privft.budget.history import BudgetView, History
 from privft.budget.judged import RunRecord
 from privft.budget.mechanism import Event
@@ -32,9 +33,9 @@ from privft.budget.replay import (
     open_journal,
     replay,
 )
-from privft.budget.store import Store, Transaction
+from privft.budget.store import SqliteStore, Store, Transaction
 from privft.budget.translog import Checkpoint, Tree, leaf_hash
-from privft.errors import IntegrityError, OrderError, PrivftError
+from privft.errors import InputError, IntegrityError, OrderError, PrivftError
 from privft.keyring import Keyring
 from privft.signing import VerifyKey
 
@@ -142,6 +143,12 @@ class Reader:
         """What `reserve` would say now about these events: a forecast, and no promise."""
         with self._reading():
             return self._history.admission(lineage, events)
+
+    def more_like(self, lineage: str, event: Event) -> int:
+        """How many more runs like `event` the budget of a lineage admits now."""
+        with self._reading():
+            view = self._history.budget(lineage)
+        return 0 if view.exhausted else fits(view.cap, (*view.spent, *view.reserved), event)
 
     def lineages(self) -> list[str]:
         """Every lineage that has a budget, oldest first."""
@@ -254,6 +261,19 @@ class Reader:
                 key=self._key,
                 known_checkpoints=known_checkpoints,
             )
+
+    def backup(self, target: Path) -> Checkpoint:
+        """Copy a ledger that is a file into a new one; the checkpoint that the copy holds.
+
+        Raises `InputError` for a ledger in a database, which has ways of its own.
+        """
+        if not isinstance(self._store, SqliteStore):
+            raise InputError(
+                "this ledger is in a database", hint="pg_dump, or the server's own backups"
+            )
+        self._store.copy(target)
+        with Reader(SqliteStore(target, writable=False), self._key) as copy:
+            return Checkpoint.open(copy.checkpoint(), self._key)
 
     def export(self) -> dict[str, Any]:
         """A bundle that `replay.verify_bundle` checks elsewhere: plain JSON, nothing private."""

@@ -282,6 +282,20 @@ class SqliteStore:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def copy(self, target: Path) -> None:
+        """A whole copy in a new file of mode 0600, as of one moment, durable on return."""
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except OSError as error:
+            raise InputError(f"cannot make {target}: {error.strerror}") from error
+        try:
+            with _translated(), closing(sqlite3.connect(target, isolation_level=None)) as other:
+                other.execute("PRAGMA synchronous = FULL")
+                self._connection.backup(other)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
     def check_storage(self) -> None:
         """SQLite's own look at every page; raises `IntegrityError`."""
         with _translated():

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from privft.budget.filter import Cap, gauge, rdp
+from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
 from privft.cli.session import FILE, json_option, print_json, say, session, table
+from privft.cli.witness import recover_command, witness_command
 from privft.errors import UsageError
 from privft.stages.trustroot import trust_of
 
 
 @click.group("ledger")
 def ledger_command() -> None:
-    """The budget's memory: show, verify, export, trust."""
+    """The budget's memory: show, verify, export, trust, witness, recover."""
+
+
+ledger_command.add_command(witness_command)
+ledger_command.add_command(recover_command)
 
 
 def _budget_rows(ledger: Ledger) -> list[dict[str, Any]]:
+    """For each data set: what its budget is, what is spent of it, and by which runs."""
+    settled = {entry.body["run"]: entry.body for entry in ledger.entries(kind="run-settled")}
+    planned = {entry.body["run"]: entry.body for entry in ledger.entries(kind="run-reserved")}
     rows = []
     for created in ledger.entries(kind="dataset-created"):
         body = created.body
         view = ledger.budget(body["lineage"])
+        records = ledger.runs(body["lineage"])
+        charged = [record for record in records if record.charged]
         rows.append(
             {
                 "dataset": body["dataset"],
@@ -33,50 +46,61 @@ def _budget_rows(ledger: Ledger) -> list[dict[str, Any]]:
                 "cap": view.cap.to_dict(),
                 "epsilon_spent": view.epsilon_spent,
                 "epsilon_left": view.epsilon_left,
+                "recovered": view.exhausted,
                 "reserved": [event.to_dict() for event in view.reserved],
                 "runs": view.runs,
-                "more_like_the_last": _more(ledger, body["lineage"]),
+                "more_like_the_last": ledger.more_like(body["lineage"], charged[-1].charged[0])
+                if charged
+                else None,
+                "run_table": _run_rows(view.cap, records, planned, settled),
             }
         )
     return rows
 
 
-def _more(ledger: Ledger, lineage: str) -> int | None:
-    from privft.budget.filter import fits
-
-    runs = [record for record in ledger.runs(lineage) if record.charged]
-    if not runs:
-        return None
-    view = ledger.budget(lineage)
-    return fits(view.cap, (*view.spent, *view.reserved), runs[-1].charged[0])
+def _run_rows(
+    cap: Cap,
+    records: Sequence[RunRecord],
+    planned: Mapping[str, Mapping[str, Any]],
+    settled: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """One row a run, oldest first; `epsilon_after` is the filter's gauge once it was charged."""
+    sums = [0.0] * len(cap.orders)
+    rows = []
+    for record in records:
+        cost = rdp(record.charged, cap.orders)
+        sums = [a + b for a, b in zip(sums, cost, strict=True)]
+        state = record.outcome or "open: charged whole until it is settled"
+        rows.append(
+            {
+                "run": record.run,
+                "dataset": record.dataset,
+                "by": record.actor,
+                "state": "released" if record.released is not None else state,
+                "steps_reserved": record.steps,
+                "steps_charged": settled[record.run]["steps_charged"]
+                if record.settled is not None
+                else record.steps,
+                "epsilon_planned": planned[record.run]["epsilon"]["epsilon_pld"],
+                "delta": planned[record.run]["epsilon"]["delta"],
+                "epsilon_after": gauge(cap, sums),
+            }
+        )
+    return rows
 
 
 @ledger_command.command("show")
 @click.option("--entries", is_flag=True, help="Every entry instead of the sums.")
+@click.option(
+    "--last", type=click.IntRange(min=0), default=20, show_default=True, help="Runs to list."
+)
 @json_option
 @click.pass_context
-def show(ctx: click.Context, entries: bool, as_json: bool) -> None:
-    """What is spent and left of each data set's budget, and how many more runs fit."""
+def show(ctx: click.Context, entries: bool, last: int, as_json: bool) -> None:
+    """What is spent and left of each data set's budget, by which runs, and what still fits."""
     with session(ctx).ledger() as ledger:
         if entries:
-            found = ledger.entries()
-            if as_json:
-                print_json([json.loads(entry.canonical) for entry in found])
-                return
-            table(
-                "Ledger",
-                ["entry", "time", "by", "what", "about"],
-                [
-                    [
-                        str(e.index),
-                        e.time,
-                        e.actor,
-                        e.kind,
-                        str(e.body.get("run") or e.body.get("dataset") or e.body.get("name") or ""),
-                    ]
-                    for e in found
-                ],
-            )
+            _show_entries(ledger, as_json)
             return
         rows = _budget_rows(ledger)
     if as_json:
@@ -84,19 +108,10 @@ def show(ctx: click.Context, entries: bool, as_json: bool) -> None:
         return
     if not rows:
         say("no data set yet: privft vault create")
+    columns = ["data set", "unit", "policy", "spent", "left", "cap", "delta", "runs"]
     table(
         "Budgets (the cap is the guarantee over all runs together)",
-        [
-            "data set",
-            "unit",
-            "policy",
-            "spent",
-            "left",
-            "cap",
-            "delta",
-            "runs",
-            "more like the last",
-        ],
+        [*columns, "more like the last"],
         [
             [
                 row["dataset"],
@@ -110,6 +125,58 @@ def show(ctx: click.Context, entries: bool, as_json: bool) -> None:
                 "" if row["more_like_the_last"] is None else str(row["more_like_the_last"]),
             ]
             for row in rows
+        ],
+    )
+    for row in rows:
+        if row["recovered"]:
+            say(f"{row['dataset']}: spent whole by a recovery; what was lost may have used it")
+    _show_runs(rows, last)
+
+
+def _show_runs(rows: Sequence[Mapping[str, Any]], last: int) -> None:
+    """The newest runs; data sets of one lineage share a budget, so each run stands there once."""
+    tables = {row["lineage"]: row["run_table"] for row in rows}
+    for lineage, runs in tables.items():
+        shown = runs[len(runs) - min(last, len(runs)) :]
+        if not shown:
+            continue
+        names = " and ".join(row["dataset"] for row in rows if row["lineage"] == lineage)
+        left_out = f", the last {len(shown)} of {len(runs)}" if len(shown) < len(runs) else ""
+        table(
+            f"Runs on {names}{left_out} (epsilon by itself; spent: of the cap, afterwards)",
+            ["run", "data set", "by", "state", "steps", "epsilon", "spent"],
+            [
+                [
+                    run["run"],
+                    run["dataset"],
+                    run["by"],
+                    run["state"],
+                    f"{run['steps_charged']} of {run['steps_reserved']}",
+                    f"{run['epsilon_planned']:.2f}",
+                    f"{run['epsilon_after']:.2f}",
+                ]
+                for run in shown
+            ],
+        )
+
+
+def _show_entries(ledger: Ledger, as_json: bool) -> None:
+    found = ledger.entries()
+    if as_json:
+        print_json([json.loads(entry.canonical) for entry in found])
+        return
+    table(
+        "Ledger",
+        ["entry", "time", "by", "what", "about"],
+        [
+            [
+                str(e.index),
+                e.time,
+                e.actor,
+                e.kind,
+                str(e.body.get("run") or e.body.get("dataset") or e.body.get("name") or ""),
+            ]
+            for e in found
         ],
     )
 
@@ -131,12 +198,14 @@ def verify(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     except OSError as error:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
     with session(ctx).ledger() as ledger:
-        ledger.verify(notes)
-        size, root = ledger.size, ledger.root.hex()
+        found = ledger.verify(notes)
     if as_json:
-        print_json({"entries": size, "root": root, "checkpoints": len(notes)})
+        body = {"entries": found.size, "root": found.root, "checkpoints": len(notes)}
+        print_json({**body, "superseded": found.superseded})
     else:
-        click.echo(f"the ledger is whole: {size} entries, root {root}")
+        click.echo(f"the ledger is whole: {found.size} entries, root {found.root}")
+        if found.superseded:
+            say(f"{found.superseded} checkpoint(s) are of a branch that a recovery gave up")
         if not notes:
             say("a rollback of the whole file shows only against a --checkpoint kept elsewhere")
 
@@ -153,6 +222,19 @@ def export(ctx: click.Context, output: Path | None) -> None:
     else:
         output.write_text(text + "\n", encoding="utf-8")
         say(f"written to {output}")
+
+
+@ledger_command.command("backup")
+@click.argument("target", metavar="FILE", type=FILE)
+@click.pass_context
+def backup(ctx: click.Context, target: Path) -> None:
+    """Copy the ledger's file, whole, while others may use it; remembers when that was."""
+    opened = session(ctx)
+    with opened.ledger() as ledger:
+        copied = ledger.backup(target)
+    opened.workspace.note_backup(entries=copied.size)
+    say(f"{copied.size} entries copied to {target}: keep it on another machine, and a checkpoint")
+    say("of now (privft ledger checkpoint) apart from it; README has the drill")
 
 
 @ledger_command.command("checkpoint")

@@ -236,6 +236,14 @@ class PastRun(Strict):
     cumulative: Amount
 
 
+class Recovery(Strict):
+    """The ledger went on from a backup: an entry of it, after which every budget was spent."""
+
+    entry: Annotated[int, Field(ge=1)]
+    time: Line
+    reason: Words
+
+
 class LedgerFacts(Strict):
     """The budget before and after this run.  `spent_events`: all that was charged to the same
     data before this run, so that admission can be recomputed."""
@@ -248,6 +256,7 @@ class LedgerFacts(Strict):
     spent_events: list[EventFacts]
     more_runs_like_this: Count
     history: Annotated[list[PastRun], Field(min_length=1)]
+    recoveries: list[Recovery] = Field(default_factory=list)
 
 
 class Facts(Strict):

@@ -88,6 +88,12 @@ def _first_page(facts: Facts, envelope: Mapping[str, Any] | None) -> dict[str, A
         "line": f"Run {facts.run.id}, started by {facts.run.actor}, finished "
         f"{facts.run.settled_time}",
         "synthetic": facts.synthetic,
+        "recoveries": [
+            f"on {recovery.time[:10]} the memory of the budget was restored from a backup (entry "
+            f"{recovery.entry}: {recovery.reason}). What was lost may have used the budget, so "
+            "from then on all of it counts as spent."
+            for recovery in facts.ledger.recoveries
+        ],
         "verdict": {
             "word": seal.word,
             "tone": seal.tone,

@@ -135,6 +135,10 @@ def _ledger_facts(ledger: Ledger, run: str, plan: Plan, events: Sequence[Event])
         "checkpoint_before": plan.checkpoint,
         **claim.budget(cap=cap, spent=before, events=events),
         "history": history,
+        "recoveries": [
+            {"entry": entry.index, "time": entry.time, "reason": entry.body["reason"]}
+            for entry in ledger.entries(kind="recovered")
+        ],
     }
 
 

@@ -1,0 +1,118 @@
+"""What a restored ledger leaves behind: a warning on page one, and what doctor says of copies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from privft import doctor
+from privft.budget.entries import format_time
+from privft.budget.ledger import Ledger
+from privft.budget.signed import RECOVERY_TYPE, recovery_statement
+from privft.report import statement
+from privft.report.page import render
+from privft.report.pdf import render_pdf
+from privft.signing import Identity, canonical_json, dsse_sign
+from privft.stages.facts import _ledger_facts
+from privft.workspace import Workspace
+from tests.budget.samples import (
+    LINEAGE,
+    LOG_KEY,
+    dataset_body,
+    key_added,
+    mechanism,
+    new_ledger,
+    run_to_the_end,
+)
+from tests.report.made_up import made_up_facts
+
+PEOPLE = [Identity.generate(name) for name in ("ann", "ben")]
+
+
+def recovered(folder: Path) -> tuple[Path, str]:
+    """A ledger that was restored from a copy, and a run of it."""
+    with new_ledger(folder) as ledger:
+        for person in PEOPLE:
+            ledger.append("key-added", key_added(person, "approver"), actor="ann")
+        run = run_to_the_end(ledger)
+    copy = folder / "copy.db"
+    shutil.copy(folder / "ledger.db", copy)
+    with Ledger.open(folder / "ledger.db", log_key=LOG_KEY) as ledger:
+        run_to_the_end(ledger)
+        lost = ledger.checkpoint()
+    with Ledger.open(copy, log_key=LOG_KEY) as ledger:
+        signed = recovery_statement([lost], [LINEAGE], "the disk died")
+        envelope = dsse_sign(signed, RECOVERY_TYPE, [person.signing for person in PEOPLE])
+        ledger.recover(actor="ann", known=[lost], reason="the disk died", envelope=envelope)
+    return copy, run
+
+
+def test_a_report_after_a_recovery_has_it_among_its_facts(tmp_path: Path) -> None:
+    copy, run = recovered(tmp_path)
+    with Ledger.open(copy, log_key=LOG_KEY) as ledger:
+        plan: Any = SimpleNamespace(lineage=LINEAGE, delta=1e-6, checkpoint=ledger.checkpoint())
+        facts = _ledger_facts(ledger, run, plan, [mechanism(steps=3).event()])
+        (entry,) = ledger.entries(kind="recovered")
+    expected = {"entry": entry.index, "time": entry.time, "reason": "the disk died"}
+    assert facts["recoveries"] == [expected]
+
+
+def test_a_recovery_stands_on_page_one() -> None:
+    facts = made_up_facts()
+    before = render(statement.build(facts))
+    row = {"entry": 9, "time": "2026-11-23T20:15:24Z", "reason": "the disk died <b>"}
+    facts["ledger"]["recoveries"] = [row]
+    built = statement.build(facts)
+    page = render(built)
+    page_one = page[page.index('id="pageone"') : page.index('aria-label="Contents"')]
+    assert "Restored ledger" in page_one
+    assert "entry 9: the disk died &lt;b&gt;" in page_one
+    assert "Restored ledger" not in before
+    pytest.importorskip("typst", reason="typst is not installed")
+    assert render_pdf(built)[:5] == b"%PDF-"
+
+
+def workspace_at(folder: Path) -> Workspace:
+    owner = Identity.generate("ada")
+    workspace = Workspace.create(folder / "ward", owner=owner, roles=("operator",))
+    with workspace.ledger() as ledger:
+        ledger.append("dataset-created", dataset_body(), actor="ada")
+    return workspace
+
+
+def verdict(workspace: Workspace, check: str) -> str:
+    (found,) = [row for row in doctor.examine(workspace) if row.check == check]
+    return found.verdict
+
+
+def test_doctor_warns_without_a_backup_and_of_an_old_one(tmp_path: Path) -> None:
+    workspace = workspace_at(tmp_path)
+    assert verdict(workspace, "backup") == "warning"
+    with workspace.ledger() as ledger:
+        copied = ledger.backup(tmp_path / "copy.db")
+        assert copied.root == ledger.root
+    workspace.note_backup(entries=copied.size)
+    assert verdict(workspace, "backup") == "ok"
+    old = {"time": format_time(datetime.now(UTC) - timedelta(days=31)), "entries": 2}
+    (workspace.folder / "backup.json").write_bytes(canonical_json(old) + b"\n")
+    assert verdict(workspace, "backup") == "warning"
+    assert verdict(workspace, "witness") == "warning"
+
+
+def test_a_backup_is_whole_while_the_ledger_grows(tmp_path: Path) -> None:
+    workspace = workspace_at(tmp_path)
+    with workspace.ledger() as ledger:
+        run_to_the_end(ledger)
+        copied = ledger.backup(tmp_path / "copy.db")
+        run_to_the_end(ledger)
+        with Ledger.open(tmp_path / "copy.db", log_key=workspace.log.public) as copy:
+            assert copy.verify().size == copied.size
+            assert ledger.check_known(copy.checkpoint())
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
+    assert json.loads((workspace.folder / "workspace.json").read_bytes())["name"] == "ward"
