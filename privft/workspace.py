@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from privft.keyring import Person
 from privft.policy import Policy
 from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
 from privft.vault.keys import KeyOpener, agreement_opener
-from privft.vault.overlap import HASH_BYTES
+from privft.vault.overlap import HASH_BYTES, HashSet
 
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
@@ -310,17 +310,17 @@ class Workspace:
 
     # -- overlap --------------------------------------------------------------------------------
 
-    def overlap_hashes(self, dataset: str) -> frozenset[bytes]:
+    def overlap_hashes(self, dataset: str) -> HashSet:
         """The keyed hashes of a data set's units and texts, as last recorded."""
         path = self.folder / "overlap" / dataset
         data = path.read_bytes() if path.exists() else b""
         if len(data) % HASH_BYTES:
             raise IntegrityError(f"{path} is cut off: {len(data)} bytes")
-        return frozenset(data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES))
+        return HashSet.of(data)
 
-    def record_overlap_hashes(self, dataset: str, hashes: Iterable[bytes]) -> None:
+    def record_overlap_hashes(self, dataset: str, hashes: HashSet) -> None:
         """Replace what is recorded for a data set."""
-        write_private(self.folder / "overlap" / dataset, b"".join(sorted(set(hashes))))
+        write_private(self.folder / "overlap" / dataset, hashes.to_bytes())
 
     def forget_overlap_hashes(self, dataset: str) -> None:
         """Remove what is recorded for a data set that did not come to be."""

@@ -25,11 +25,12 @@ from privft.cli.session import (
 )
 from privft.errors import UsageError
 from privft.policy import load_policy
-from privft.stages import data
-from privft.vault import store
+from privft.stages import data, dryrun
+from privft.vault import preview, store
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
-from privft.vault.manifest import Caps
+from privft.vault.manifest import Caps, new_charter
+from privft.vault.rotation import check_recipients
 from privft.vault.store import Vault
 
 
@@ -77,6 +78,7 @@ def vault_command() -> None:
 )
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
 @acting
+@dry_run
 @click.pass_context
 def create(
     ctx: click.Context,
@@ -93,6 +95,7 @@ def create(
     skip_bad: bool,
     id_column: str | None,
     who: Acting,
+    dry_run: bool,
     text: str | None,
     prompt: str | None,
     completion: str | None,
@@ -124,6 +127,26 @@ def create(
     with opened.ledger() as ledger:
         recipients = [person_recipient(ledger, who) for who in people or (actor.name,)]
         recipients += made(opened, new)
+        check_recipients(recipients)
+        labels = ", ".join(recipient.label for recipient in recipients)
+        policy = load_policy(policy_name)
+        if dry_run:
+            charter = new_charter(dataset=dataset, unit=unit, fields=fields, caps=caps)
+            with _reading_rows() as progress:
+                expected = dryrun.creation(
+                    opened.workspace,
+                    ledger,
+                    charter,
+                    policy=policy,
+                    join=join,
+                    sources=sources,
+                    skip_bad=skip_bad,
+                    progress=progress,
+                )
+            budget = f"the budget of {join}" if join else f"a budget of policy {policy.name}"
+            say(f"vault {dataset} would be made with {budget}, sealed for {labels}")
+            _tell_intake(expected)
+            return
         with _reading_rows() as progress:
             vault, summary = data.create_vault(
                 opened.workspace,
@@ -134,7 +157,7 @@ def create(
                 fields=fields,
                 caps=caps,
                 declared_units=declared_units,
-                policy=load_policy(policy_name),
+                policy=policy,
                 recipients=recipients,
                 join=join,
                 sources=sources,
@@ -142,7 +165,7 @@ def create(
                 progress=progress,
             )
         vault.close()
-    say(f"vault {dataset} is there, sealed for {', '.join(r.label for r in recipients)}")
+    say(f"vault {dataset} is there, sealed for {labels}")
     if summary is not None:
         _tell(summary)
 
@@ -152,6 +175,7 @@ def create(
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
 @opening
+@dry_run
 @click.pass_context
 def add(
     ctx: click.Context,
@@ -159,11 +183,18 @@ def add(
     sources: tuple[Path, ...],
     skip_bad: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
     actor = opened.identity(who)
     with opened_vault(opened, dataset, who) as (ledger, vault), _reading_rows() as progress:
+        if dry_run:
+            expected = dryrun.addition(
+                opened.workspace, ledger, vault, sources, skip_bad=skip_bad, progress=progress
+            )
+            _tell_intake(expected)
+            return
         summary = data.add_records(
             opened.workspace,
             ledger,
@@ -188,6 +219,14 @@ def _reading_rows() -> Iterator[Callable[[int], None]]:
     ) as bar:
         task = bar.add_task("reading rows")
         yield lambda rows: bar.update(task, description=f"reading rows: {rows}")
+
+
+def _tell_intake(expected: preview.Intake) -> None:
+    say(
+        f"{expected.records} records would come in: {expected.units_new} new units, "
+        f"{expected.units_grown} grown; {expected.rows_skipped} bad rows would be left out "
+        "(private numbers: for your eyes)"
+    )
 
 
 def _tell(summary: IntakeSummary) -> None:
@@ -317,18 +356,29 @@ def _tell_rotation(vault: Vault, reencrypt: bool) -> None:
     help="A file that holds the unit's id: ids do not belong on a command line.",
 )
 @opening
+@dry_run
 @click.pass_context
 def erase(
     ctx: click.Context,
     dataset: str,
     unit_file: Path,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Erase one unit for good and print the signed certificate."""
     opened = session(ctx)
     actor = opened.identity(who)
     unit = unit_file.read_text(encoding="utf-8").strip()
     with opened_vault(opened, dataset, who) as (ledger, vault):
+        if dry_run:
+            expected = preview.erasure(vault.state, unit)
+            runs = ", ".join(data.past_runs(ledger, dataset)) or "none"
+            say(
+                f"1 unit with {expected.records} records would be erased, and a file of "
+                f"{expected.rewritten_bytes} bytes written again without it (private)"
+            )
+            say(f"past runs that the certificate would name: {runs}")
+            return
         print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
     say("erased; the certificate says what it cannot promise")
 

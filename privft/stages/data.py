@@ -37,6 +37,7 @@ from privft.vault.erasure import certify
 from privft.vault.fields import FieldMap
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps, Intake, Rotation
+from privft.vault.overlap import HashSet
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
@@ -90,32 +91,10 @@ def create_vault(
 ) -> tuple[Vault, IntakeSummary | None]:
     """A vault with the records of `sources`, with a budget of its own or that of the data set
     `join`; when its records are refused, there is no vault and no budget either."""
-    if not _NAME.fullmatch(dataset):
-        raise UsageError(
-            f"{dataset!r} cannot name a data set",
-            hint="lower-case letters, digits, dots, dashes and underscores, 63 at most",
-        )
-    if ledger.entries(kind="dataset-created", dataset=dataset):
-        raise UsageError(f"there is a data set {dataset!r} already", hint="choose another name")
-    joined = None if join is None else dataset_entry(ledger, join)
-    if joined is not None and joined.body["unit"] != unit:
-        raise UsageError(
-            f"{join} has a budget for one {joined.body['unit']}, not for one {unit}",
-            hint=f"--unit {joined.body['unit']}",
-        )
-    if unit not in policy.units.value:
-        raise UsageError(
-            f"policy {policy.name!r} has no budgets for one {unit}",
-            hint=f"--unit {policy.units.value[0]}",
-        )
+    joined = check_new(workspace, ledger, dataset, unit=unit, policy=policy, join=join)
     workspace.keep_policy(policy)
     path = workspace.vault_path(dataset)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    if path.exists():
-        raise UsageError(
-            f"the ledger knows of no data set {dataset!r}, and there is a folder {path}",
-            hint="an interrupted command may have left it: look, remove it, try again",
-        )
     vault = store.create(
         path,
         dataset=dataset,
@@ -156,6 +135,44 @@ def create_vault(
     if summary is not None:
         _complete(workspace, ledger, vault, actor=actor, met=met)
     return vault, summary
+
+
+def check_new(
+    workspace: Workspace,
+    ledger: Ledger,
+    dataset: str,
+    *,
+    unit: Literal["record", "subject"],
+    policy: Policy,
+    join: str | None,
+) -> Entry | None:
+    """The entry of the data set to join, None without one; UsageError when there can be no new
+    data set of this name, unit and policy."""
+    if not _NAME.fullmatch(dataset):
+        raise UsageError(
+            f"{dataset!r} cannot name a data set",
+            hint="lower-case letters, digits, dots, dashes and underscores, 63 at most",
+        )
+    if ledger.entries(kind="dataset-created", dataset=dataset):
+        raise UsageError(f"there is a data set {dataset!r} already", hint="choose another name")
+    joined = None if join is None else dataset_entry(ledger, join)
+    if joined is not None and joined.body["unit"] != unit:
+        raise UsageError(
+            f"{join} has a budget for one {joined.body['unit']}, not for one {unit}",
+            hint=f"--unit {joined.body['unit']}",
+        )
+    if unit not in policy.units.value:
+        raise UsageError(
+            f"policy {policy.name!r} has no budgets for one {unit}",
+            hint=f"--unit {policy.units.value[0]}",
+        )
+    path = workspace.vault_path(dataset)
+    if path.exists():
+        raise UsageError(
+            f"the ledger knows of no data set {dataset!r}, and there is a folder {path}",
+            hint="an interrupted command may have left it: look, remove it, try again",
+        )
+    return joined
 
 
 def open_vault(workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOpener) -> Vault:
@@ -289,7 +306,7 @@ def _take_in(
     dataset = vault.manifest.dataset
     met = False
 
-    def compare(units: frozenset[bytes], contents: frozenset[bytes]) -> None:
+    def compare(units: HashSet, contents: HashSet) -> None:
         # Recorded before the vault commits: an intake that fails leaves a few hashes too many,
         # never too few.
         nonlocal met
@@ -309,7 +326,7 @@ def _take_in(
 
 
 def _compare(
-    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: frozenset[bytes]
+    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: HashSet
 ) -> bool:
     """Whether others of the lineage hold some of these units and texts; records the hashes.
 
@@ -321,7 +338,7 @@ def _compare(
 
 
 def meets(
-    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: frozenset[bytes]
+    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: HashSet
 ) -> bool:
     """Whether others of the lineage hold some of these units and texts.
 

@@ -23,6 +23,7 @@ From the bytes upwards:
     grouping.py    records -> units, in bounded memory, spilled only under a key that is in memory
     adding.py      add records; a unit that grows gets a new cell under a new key
     rotation.py    new epoch, new recipients, and re-encryption
+    preview.py     what a change would do, without writing
     erasure.py     erase units, and the signed certificate of it
     verify.py      check a whole vault, with or without its key
     store.py       the front door: create, Vault, inspect

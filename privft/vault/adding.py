@@ -43,8 +43,8 @@ from privft.vault.index import (
     tag_numbers,
 )
 from privft.vault.intake import BadRow, parse_record, source_digest, stream_rows
-from privft.vault.manifest import Intake, as_named
-from privft.vault.overlap import overlap_hash
+from privft.vault.manifest import Charter, Intake, as_named
+from privft.vault.overlap import HashSet, overlap_hash
 from privft.vault.segments import SegmentReader, SegmentWriter
 from privft.vault.state import (
     Change,
@@ -61,7 +61,7 @@ from privft.vault.state import (
 _REPORTED = 20
 _LINE_BITS = 44
 
-Overlap = Callable[[frozenset[bytes], frozenset[bytes]], None]
+Overlap = Callable[[HashSet, HashSet], None]
 """Given the keyed hashes of the units and of the contents that are about to be added; raises to
 refuse them."""
 
@@ -95,8 +95,8 @@ class IntakeSummary:
 
 
 @dataclass
-class _Arrivals:
-    """What is remembered of every new record, 72 bytes each, until the commit."""
+class Arrivals:
+    """What is remembered of every new record until the commit: 88 bytes, and 16 a unit."""
 
     names: list[str] = field(default_factory=list)
     rows_seen: int = 0
@@ -104,8 +104,16 @@ class _Arrivals:
     numbers: array[int] = field(default_factory=lambda: array("Q"))
     skipped: int = 0
     examples: list[Skipped] = field(default_factory=list)
-    units: set[bytes] = field(default_factory=set)
-    contents: set[bytes] = field(default_factory=set)
+    units: bytearray = field(default_factory=bytearray)
+    contents: bytearray = field(default_factory=bytearray)
+
+    def hashes_of_units(self) -> HashSet:
+        """The keyed hashes of the ids of all units that came."""
+        return HashSet.of(self.units)
+
+    def hashes_of_contents(self) -> HashSet:
+        """The keyed hashes of all text that came."""
+        return HashSet.of(self.contents)
 
     def place(self, number: int) -> tuple[str, int]:
         """Source and line of a number."""
@@ -161,17 +169,27 @@ def add(
     with writing(opened) as state:
         grouper = Grouper(state.path, memory_bytes=memory_bytes)
         try:
-            arrivals = _Arrivals()
+            arrivals = Arrivals()
             provenance = [
-                _take(state, source, who, arrivals, grouper, skip_bad, overlap_key, progress)
+                take(
+                    state.manifest,
+                    state.tag_key,
+                    source,
+                    who,
+                    arrivals,
+                    grouper,
+                    skip_bad,
+                    overlap_key,
+                    progress,
+                )
                 for source in sources
             ]
-            kept, numbers, dropped = _refuse_taken(state, arrivals, skip_bad)
+            kept, numbers, dropped = refuse_taken(record_rows(state), arrivals, skip_bad)
             rows, segments, counts = _seal_units(
                 state, grouper, dropped, arrivals, skip_bad, overlap_key
             )
             if on_overlap is not None:
-                on_overlap(frozenset(arrivals.units), frozenset(arrivals.contents))
+                on_overlap(arrivals.hashes_of_units(), arrivals.hashes_of_contents())
             keep = ~np.isin(numbers, np.fromiter(dropped, np.uint64, len(dropped)))
             kept, numbers = kept[keep], numbers[keep]
             shared = shared_text(kept, numbers)
@@ -201,18 +219,18 @@ def add(
     return new, _summary(new, arrivals, provenance, shared, counts, sources)
 
 
-def _take(
-    state: State,
+def take(
+    charter: Charter,
+    tag_key: bytes,
     source: Path,
     who: str,
-    arrivals: _Arrivals,
-    grouper: Grouper,
+    arrivals: Arrivals,
+    grouper: Grouper | None,
     skip_bad: bool,
     overlap_key: bytes | None,
     progress: Callable[[int], None] | None,
 ) -> Provenance:
-    """Stream one source into the grouper."""
-    manifest, tag_key = state.manifest, state.tag_key
+    """Stream one source into the grouper, or with None only into what is remembered."""
     sha256, size_bytes = source_digest(source)
     arrivals.names.append(source.name)
     base = len(arrivals.names) << _LINE_BITS
@@ -223,9 +241,9 @@ def _take(
         try:
             parsed = parse_record(
                 row,
-                manifest.fields,
-                manifest.caps,
-                by_subject=manifest.unit == "subject",
+                charter.fields,
+                charter.caps,
+                by_subject=charter.unit == "subject",
                 made_id=f"{sha256[:16]}-{row.line}",
             )
         except BadRow as bad:
@@ -237,9 +255,12 @@ def _take(
         arrivals.table.extend((*tag_numbers(own), *tag_numbers(tag)))
         arrivals.table.extend(sketcher.bands(text).tolist())
         arrivals.numbers.append(number)
-        grouper.add(tag, number, parsed.unit, cells.encode_record(parsed.record))
+        if grouper is not None:
+            grouper.add(tag, number, parsed.unit, cells.encode_record(parsed.record))
+        elif overlap_key is not None:
+            arrivals.units += overlap_hash(overlap_key, "unit", parsed.unit)
         if overlap_key is not None:
-            arrivals.contents.add(overlap_hash(overlap_key, "content", text))
+            arrivals.contents += overlap_hash(overlap_key, "content", text)
         if progress is not None and arrivals.rows_seen % 1000 == 0:
             progress(arrivals.rows_seen)
     if source_digest(source) != (sha256, size_bytes):
@@ -247,11 +268,10 @@ def _take(
     return Provenance(name=source.name, sha256=sha256, size_bytes=size_bytes, time=now(), who=who)
 
 
-def _refuse_taken(
-    state: State, arrivals: _Arrivals, skip_bad: bool
+def refuse_taken(
+    old: Rows, arrivals: Arrivals, skip_bad: bool
 ) -> tuple[Rows, NDArray[np.uint64], set[int]]:
     """All record rows sorted by tag, with their numbers (0 = old), and the numbers to drop."""
-    old = record_rows(state)
     rows = np.concatenate([old, arrivals.record_rows()])
     numbers = np.concatenate(
         [np.zeros(len(old), np.uint64), np.asarray(arrivals.numbers, dtype=np.uint64)]
@@ -271,7 +291,7 @@ def _seal_units(
     state: State,
     grouper: Grouper,
     dropped: set[int],
-    arrivals: _Arrivals,
+    arrivals: Arrivals,
     skip_bad: bool,
     overlap_key: bytes | None,
 ) -> tuple[Rows, list[Any], tuple[int, int, int]]:
@@ -307,7 +327,7 @@ def _seal_units(
             if position >= 0:
                 replaced[position] = True
             if overlap_key is not None:
-                arrivals.units.add(overlap_hash(overlap_key, "unit", group.unit))
+                arrivals.units += overlap_hash(overlap_key, "unit", group.unit)
             key = os.urandom(32)
             cell = cells.seal_cell(
                 key, state.lineage, group.tag, cells.encode_body(group.unit, body)
@@ -324,7 +344,7 @@ def _seal_units(
 
 def _summary(
     new: State,
-    arrivals: _Arrivals,
+    arrivals: Arrivals,
     provenance: list[Provenance],
     shared: SharedText,
     counts: tuple[int, int, int],
@@ -355,6 +375,6 @@ def provenance_digest(provenance: Sequence[Provenance]) -> str:
     return sha256_hex(canonical_json([fact.model_dump() for fact in provenance]))
 
 
-def _spoken(arrivals: _Arrivals, number: int) -> str:
+def _spoken(arrivals: Arrivals, number: int) -> str:
     source, line = arrivals.place(number)
     return f"{source}:{line}" if number else source

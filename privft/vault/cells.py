@@ -123,7 +123,7 @@ def open_cell(key: bytes, lineage: bytes, tag: bytes, cell: bytes, tag_key: byte
 def decode_body(body: bytes) -> UnitRecords:
     """The unit in a body; IntegrityError without its content when it is not one."""
     try:
-        value = json.loads(body)
+        value = json.loads(str(body, "utf-8"))
         unit, records = value["unit"], value["records"]
         sound = isinstance(unit, str) and all(isinstance(record, dict) for record in records)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -65,6 +65,8 @@ _IV_BYTES = 32
 _TAG_BYTES = 16
 _PREFIX_BYTES = 16
 _PARAMS = struct.Struct(">BBII")
+_MARK = struct.Struct(">I")
+_PLACE = struct.Struct(">QB")
 _INNER = b"\xff\xff\xff\xff"
 
 
@@ -270,7 +272,7 @@ class Opener:
 
     def read_all(self) -> bytes:
         """The whole text, after all of it was verified."""
-        return b"".join(self)
+        return self.segment(0) if self.segments == 1 else b"".join(self)
 
     def _at(self, position: int) -> tuple[memoryview, int, bool]:
         """A sealed segment, its position, and whether it is the final one."""
@@ -358,7 +360,7 @@ class _Stream:
         """Write one sealed segment to the front of `target`; return its length."""
         length = len(plaintext) + OVERHEAD_BYTES
         nonce = os.urandom(12)
-        target[:4] = struct.pack(">I", length) if final else _INNER
+        target[:4] = _MARK.pack(length) if final else _INNER
         target[4:_PREFIX_BYTES] = nonce
         self._cipher_at(position).encrypt_into(
             nonce, plaintext, _segment_aad(position, final), target[_PREFIX_BYTES:length]
@@ -394,13 +396,13 @@ class _Stream:
 
 
 def _check_mark(sealed: memoryview, position: int, final: bool) -> None:
-    mark = struct.pack(">I", len(sealed)) if final else _INNER
+    mark = _MARK.pack(len(sealed)) if final else _INNER
     if sealed[:4] != mark:
         raise IntegrityError(f"segment {position} does not carry the mark that its place asks")
 
 
 def _segment_aad(position: int, final: bool) -> bytes:
-    return struct.pack(">QB", position, final)
+    return _PLACE.pack(position, final)
 
 
 def _expand(key: bytes, info: bytes) -> bytes:

@@ -53,6 +53,7 @@ from privft.vault.durable import FileFact, NewFile
 SEGMENT_BYTES = 1 << 18
 _MAX_FACTS_BYTES = 1 << 26
 _ROWS_AT_ONCE = 1 << 14
+_TAG = struct.Struct(">QQ")
 
 UNIT_ROW = np.dtype(
     [
@@ -195,12 +196,17 @@ def _check_order(rows: Rows) -> None:
 
 def tag_of(row: np.void) -> bytes:
     """The 16 bytes of a row's tag."""
-    return struct.pack(">QQ", int(row["tag_high"]), int(row["tag_low"]))
+    return tag_bytes(int(row["tag_high"]), int(row["tag_low"]))
+
+
+def tag_bytes(high: int, low: int) -> bytes:
+    """A tag from the two numbers that rows hold."""
+    return _TAG.pack(high, low)
 
 
 def tag_numbers(tag: bytes) -> tuple[int, int]:
     """A tag as the two numbers that rows hold."""
-    high, low = struct.unpack(">QQ", tag)
+    high, low = _TAG.unpack(tag)
     return high, low
 
 

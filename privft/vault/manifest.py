@@ -36,6 +36,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,6 +123,20 @@ class Charter(Value):
     unit: Literal["record", "subject"]
     fields: FieldMap
     caps: Caps
+
+
+def new_charter(
+    *, dataset: str, unit: Literal["record", "subject"], fields: FieldMap, caps: Caps | None
+) -> Charter:
+    """What stays the same through all versions of a new vault, with a lineage of its own."""
+    if unit == "subject" and fields.subject is None:
+        raise UsageError(
+            "the unit is the subject, and no column is named as subject",
+            hint="name the column that says whose record it is",
+        )
+    return Charter(
+        lineage=os.urandom(16).hex(), dataset=dataset, unit=unit, fields=fields, caps=caps or Caps()
+    )
 
 
 class Manifest(Charter):

@@ -40,7 +40,7 @@ from privft.vault.index import (
     merkle_root,
     read_index,
     read_records,
-    tag_of,
+    tag_bytes,
     write_index,
     write_records,
 )
@@ -224,13 +224,25 @@ def read_cell(state: State, reader: SegmentReader, row: np.void) -> UnitRecords:
 
     Guarantees: the whole cell was verified, and is the cell of this unit, before it is returned.
     """
-    return open_cell(
-        row["key"].tobytes(),
-        state.lineage,
-        tag_of(row),
-        reader.read(int(row["segment"]), int(row["offset"]), int(row["length"])),
-        state.tag_key,
-    )
+    return read_cells(state, reader, row.reshape(1))[0]
+
+
+def read_cells(state: State, reader: SegmentReader, rows: Rows) -> list[UnitRecords]:
+    """The units of these rows, each verified before it is returned, in the order of the rows."""
+    columns = ("tag_high", "tag_low", "key", "segment", "offset", "length")
+    high, low, keys, segments, offsets, lengths = (rows[name].tolist() for name in columns)
+    return [
+        open_cell(
+            key,
+            state.lineage,
+            tag_bytes(tag_high, tag_low),
+            reader.read(segment, offset, length),
+            state.tag_key,
+        )
+        for tag_high, tag_low, key, segment, offset, length in zip(
+            high, low, keys, segments, offsets, lengths, strict=True
+        )
+    ]
 
 
 @contextmanager

@@ -37,14 +37,14 @@ from privft.vault.index import RECORD_ROW, UNIT_ROW, Proof, find, prove
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import (
     Caps,
-    Charter,
     Creation,
     Manifest,
+    new_charter,
     open_manifest,
     read_manifest_text,
     unsigned_manifest,
 )
-from privft.vault.overlap import overlap_hash
+from privft.vault.overlap import HashSet, overlap_hash
 from privft.vault.segments import SegmentReader
 from privft.vault.state import (
     Change,
@@ -55,6 +55,7 @@ from privft.vault.state import (
     load,
     locked,
     read_cell,
+    read_cells,
     read_version,
 )
 
@@ -77,11 +78,7 @@ def create(
     The lineage is 16 random bytes: a budget belongs to it.  Raises UsageError when there is
     something at `path` already, other than what an interrupted `create` left.
     """
-    if unit == "subject" and fields.subject is None:
-        raise UsageError(
-            "the unit is the subject, and no column is named as subject",
-            hint="name the column that says whose record it is",
-        )
+    charter = new_charter(dataset=dataset, unit=unit, fields=fields, caps=caps)
     rotation.check_recipients(recipients)
     if not path.parent.is_dir():
         raise UsageError(f"no folder at {path.parent} to make a vault in")
@@ -91,13 +88,6 @@ def create(
         if (path / durable.MANIFEST).exists() or not all(n.startswith(_OURS) for n in left):
             raise UsageError(f"{path} is not empty", hint="name a folder that does not exist yet")
         durable.sweep(path, set())
-        charter = Charter(
-            lineage=os.urandom(16).hex(),
-            dataset=dataset,
-            unit=unit,
-            fields=fields,
-            caps=caps or Caps(),
-        )
         facts = Facts(secret=os.urandom(32).hex(), units=0, records=0, erased=0, intakes=[])
         change = Change(
             rows=np.empty(0, UNIT_ROW),
@@ -208,6 +198,11 @@ class Vault:
         return len(self._state.rows)
 
     @property
+    def state(self) -> State:
+        """What is open: for the vault's own modules, such as `preview`."""
+        return self._state
+
+    @property
     def path(self) -> Path:
         """The vault's folder."""
         return self._state.path
@@ -253,9 +248,12 @@ class Vault:
             raise ValueError(f"expected 0 <= number < number of units, got {number}")
         return read_cell(self._state, self._reader, self._state.rows[number])
 
-    def read_many(self, numbers: Sequence[int]) -> list[UnitRecords]:
+    def read_many(self, numbers: Sequence[int] | NDArray[np.int64]) -> list[UnitRecords]:
         """Units in the order asked for; costs grow with their number, not with the vault."""
-        return [self.read(int(number)) for number in numbers]
+        chosen = np.asarray(numbers, dtype=np.int64)
+        if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
+            raise ValueError("expected every number to be that of a unit")
+        return read_cells(self._state, self._reader, self._state.rows[chosen])
 
     def __iter__(self) -> Iterator[UnitRecords]:
         for number in range(len(self)):
@@ -289,17 +287,20 @@ class Vault:
         """32 bytes for a purpose; the same in every version of this vault, whatever rotates."""
         return derive(self._state.facts, f"use:{purpose}")
 
-    def unit_hashes(self, overlap_key: bytes) -> frozenset[bytes]:
+    def unit_hashes(self, overlap_key: bytes) -> HashSet:
         """Keyed hashes of all unit ids, comparable with those of other vaults (`overlap`)."""
-        return frozenset(overlap_hash(overlap_key, "unit", unit.unit) for unit in self)
+        found = bytearray()
+        for unit in self:
+            found += overlap_hash(overlap_key, "unit", unit.unit)
+        return HashSet.of(found)
 
-    def content_hashes(self, overlap_key: bytes) -> frozenset[bytes]:
+    def content_hashes(self, overlap_key: bytes) -> HashSet:
         """Keyed hashes of the text of all records."""
-        return frozenset(
-            overlap_hash(overlap_key, "content", record_text(record))
-            for unit in self
-            for record in unit.records
-        )
+        found = bytearray()
+        for unit in self:
+            for record in unit.records:
+                found += overlap_hash(overlap_key, "content", record_text(record))
+        return HashSet.of(found)
 
     def proof(self, unit: str) -> Proof:
         """Proof that the unit is, or is not, under `manifest_root` (`index.verify_proof`)."""

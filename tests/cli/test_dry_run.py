@@ -10,7 +10,7 @@ import pytest
 from privft.cli.session import Session
 from privft.errors import OrderError
 from tests.cli.test_recipients import service
-from tests.stages.world import World, base, files_below
+from tests.stages.world import NOTES, SIZE, World, base, files_below, note_rows, write_rows
 
 
 def revoke(world: World) -> tuple[str | Path, ...]:
@@ -18,11 +18,23 @@ def revoke(world: World) -> tuple[str | Path, ...]:
     return ("keys", "revoke", "bob", "--reason", "left", "--as", "ada")
 
 
+def unit_file(world: World) -> Path:
+    path = world.folder / "unit"
+    path.write_text("p0-3\n")
+    return path
+
+
 VERBS: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
     "rotate": lambda world: ("vault", "rotate", "notes"),
     "keys create": lambda world: ("keys", "create", "bob"),
     "keys revoke": revoke,
     "reencrypt": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
+    "create": lambda world: (
+        *("vault", "create", "more", "--from", world.folder / "public.jsonl", *NOTES, *SIZE),
+    ),
+    "add": lambda world: ("vault", "add", "notes", world.folder / "public.jsonl"),
+    "erase": lambda world: ("vault", "erase", "notes", "--unit-file", unit_file(world)),
+    "remove": lambda world: ("vault", "recipients", "remove", "two", "night"),
     "recipient": lambda world: (
         *("vault", "recipients", "add", "notes"),
         *("--recipient-service", service(world.folder)),
@@ -32,7 +44,12 @@ VERBS: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return base().copied(tmp_path / "world")
+    """With a second vault that opens for two, so that one can be taken away."""
+    world = base().copied(tmp_path / "world")
+    night = ("--recipient-service", service(world.folder))
+    world.privft("vault", "create", "two", *NOTES, *SIZE)
+    world.privft("vault", "recipients", "add", "two", *night, "--label", "night")
+    return world
 
 
 def durable_files(world: World) -> dict[str, bytes]:
@@ -62,3 +79,44 @@ def test_the_ledger_of_a_dry_run_takes_no_entry(world: World) -> None:
     body = {"name": "ada", "reason": "left"}
     with dry.ledger() as ledger, pytest.raises(OrderError, match="for reading only"):
         ledger.append("key-revoked", body, actor="ada")
+
+
+def test_the_numbers_of_a_dry_run_are_those_of_the_intake(world: World) -> None:
+    new = note_rows(patients=4, seed=3)
+    grown = [
+        row | {"id": f"later-{row['id']}", "note": "other words"} for row in note_rows(patients=2)
+    ]
+    bad = [{"patient": "p", "id": "x"}, new[0]]
+    source = write_rows(world.folder / "mixed.jsonl", [*new, *grown, *bad])
+    command = ("vault", "add", "notes", source, "--skip-bad")
+    expected = world.privft(*command, "--dry-run").err
+    done = world.privft(*command).err
+    counts = f"{len(new) + len(grown)} records"
+    assert f"{counts} would come in: 4 new units, 2 grown; 2 bad rows would be left out" in expected
+    assert f"{counts}: 4 new units, 2 grown" in done
+    assert "2 bad rows were left out" in done
+
+
+def test_a_dry_run_fails_where_the_real_thing_fails(world: World) -> None:
+    more = note_rows(patients=2, seed=3)
+    sources = {
+        "a bad row": [{"patient": "p", "id": "x"}],
+        "an id twice": [*more, more[0]],
+        "an id that is taken": note_rows(patients=1),
+    }
+    for name, rows in sources.items():
+        command = ("vault", "add", "notes", write_rows(world.folder / "bad.jsonl", rows))
+        dry, real = (world.privft(*command, *flag, code=2).err for flag in (("--dry-run",), ()))
+        assert dry == real, name
+    overlapping = ("vault", "create", "copy", "--from", world.folder / "notes.jsonl", *NOTES, *SIZE)
+    joined = (*overlapping, "--join", "notes")
+    for command in (
+        overlapping,
+        ("vault", "create", "notes", *NOTES, *SIZE),
+        ("vault", "create", "UPPER", *NOTES, *SIZE),
+        ("vault", "recipients", "remove", "notes", "ada"),
+        ("vault", "recipients", "remove", "notes", "nobody"),
+    ):
+        dry, real = (world.privft(*command, *flag, code=2).err for flag in (("--dry-run",), ()))
+        assert dry == real
+    assert "would be made with the budget of notes" in world.privft(*joined, "--dry-run").err

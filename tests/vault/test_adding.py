@@ -13,7 +13,7 @@ from privft.errors import InputError, OrderError, PolicyRefused, UsageError
 from privft.vault import adding
 from privft.vault.fields import FieldMap
 from privft.vault.manifest import Caps
-from privft.vault.overlap import overlap_hash
+from privft.vault.overlap import HashSet, overlap_hash
 from privft.vault.store import Vault
 from tests.vault.builders import (
     SIGNED,
@@ -230,10 +230,11 @@ def test_overlap_can_veto_before_anything_changes(tmp_path: Path) -> None:
     first = new_vault(tmp_path / "one")
     add_rows(first, tmp_path / "a.jsonl", rows(6, patients=3))
     known_units, known_contents = first.unit_hashes(key), first.content_hashes(key)
-    assert overlap_hash(key, "unit", "p1") in known_units
+    assert HashSet.of(overlap_hash(key, "unit", "p1")) <= known_units
+    assert not HashSet.of(overlap_hash(key, "unit", "p7")) <= known_units
     assert (len(known_units), len(known_contents)) == (3, 6)
 
-    def refuse(units: frozenset[bytes], contents: frozenset[bytes]) -> None:
+    def refuse(units: HashSet, contents: HashSet) -> None:
         if units & known_units or contents & known_contents:
             raise PolicyRefused("overlap")
 
