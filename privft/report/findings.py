@@ -25,10 +25,11 @@ class SelfCheck(Strict):
 
 
 class ReferenceValues(Strict):
-    """How many published values the accountants of this installation reproduce."""
+    """How many published values the accountants of this installation reproduced, and when."""
 
     passed: Count
     of: Count
+    held: Time
 
 
 class AuditTest(Strict):

@@ -287,7 +287,10 @@ def _implementation(facts: Facts) -> dict[str, Any]:
             _pairs(
                 "What ran",
                 [
-                    ("published values reproduced", f"{reference.passed} of {reference.of}"),
+                    (
+                        "published values reproduced",
+                        f"{reference.passed} of {reference.of}, {reference.held}",
+                    ),
                     ("noise generator", facts.noise.generator),
                     ("noise precision", facts.noise.precision),
                     ("caveat", facts.noise.caveat or "none"),

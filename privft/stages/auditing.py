@@ -26,7 +26,6 @@ from privft.audit.selfcheck import Check
 from privft.audit.suite import Suite, load_suite
 from privft.audit.verdict import AuditResult, run_audit
 from privft.budget.ledger import Ledger
-from privft.budget.reference import run_selftest
 from privft.errors import IntegrityError
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
@@ -44,6 +43,7 @@ from privft.stages.modelling import (
     public_units,
     shape_of,
 )
+from privft.stages.published import published_values
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training.checkpoint import platform_facts
@@ -127,7 +127,7 @@ def audit(
         utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)
-    watch.say("checking the accountants against published values")
+    watch.say("holding the accountants against published values")
     body = run_facts.gather(
         ledger,
         run,
@@ -138,7 +138,7 @@ def audit(
         files={name: sha256_hex(data) for name, data in files.items()},
         head=head,
         trained_parameters=sum(p.numel() for p in trained_parameters(untrained).values()),
-        reference=run_selftest(),
+        reference=published_values(workspace.cache),
         versions=_versions(),
         machine={"python": platform.python_version(), "machine": platform.machine()},
     )

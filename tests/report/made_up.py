@@ -221,7 +221,7 @@ def made_up_facts() -> dict[str, Any]:
                 "detail": "parameters moved by noise alone",
             },
         ],
-        "reference_values": {"passed": 14, "of": 14},
+        "reference_values": {"passed": 14, "of": 14, "held": "2026-11-20T08:30:00Z"},
         "audit": {
             "suite": "standard",
             "suite_sha256": hexes("suite"),

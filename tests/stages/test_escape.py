@@ -47,10 +47,10 @@ import os, sys, torch
 torch.set_num_threads(1)
 from privft.audit.selfcheck import Check
 from privft.cli import main
-from privft.stages import auditing, modelling, running
+from privft.stages import modelling, published, running
 # neither touches a record, and both take seconds
 running.check_mechanism = lambda *_, **__: [Check(check="left out", ok=True, detail="here")]
-auditing.run_selftest = lambda: [{"ok": True}]
+published.run_selftest = lambda: [{"ok": True}]
 
 def privft(*arguments, code=0):
     print("$ privft", *arguments, flush=True)
