@@ -194,6 +194,7 @@ def train(
     from privft.stages import planning, running
 
     _may_operate(ledger, actor)
+    planning.check_unedited(the_plan)
     policy = planning.check_fresh(workspace, ledger, the_plan)
     planning.check_approved(workspace, ledger, the_plan, policy, operator=actor.name)
     return running.start(

@@ -441,8 +441,8 @@ def test_a_released_run_can_be_released_again_when_its_waiver_has_expired(
 # -- planning and training -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails_at", ["fresh", "approved", None])
-def test_training_starts_after_the_plan_is_found_fresh_and_approved(
+@pytest.mark.parametrize("fails_at", ["unedited", "fresh", "approved", None])
+def test_training_starts_after_the_plan_is_found_whole_fresh_and_approved(
     start: World, monkeypatch: pytest.MonkeyPatch, fails_at: str | None
 ) -> None:
     called: list[str] = []
@@ -456,6 +456,7 @@ def test_training_starts_after_the_plan_is_found_fresh_and_approved(
 
         return call
 
+    monkeypatch.setattr(planning, "check_unedited", stage("unedited"))
     monkeypatch.setattr(planning, "check_fresh", stage("fresh"))
     monkeypatch.setattr(planning, "check_approved", stage("approved"))
     monkeypatch.setattr(running, "start", stage("start"))
@@ -474,7 +475,7 @@ def test_training_starts_after_the_plan_is_found_fresh_and_approved(
 
     if fails_at is None:
         assert train() == "r-1"
-        assert called == ["fresh", "approved", "start"]
+        assert called == ["unedited", "fresh", "approved", "start"]
         return
     with pytest.raises(PlanError):
         train()

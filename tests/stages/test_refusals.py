@@ -311,6 +311,7 @@ def test_entries_that_leave_the_budget_alone_do_not_make_a_plan_stale(world: Wor
     making = ("vault", "create", "more", "--unit", "record", "--text", "note", *SIZE)
     world.privft(*making, "--as", "ada")
     with world.ledger() as ledger:
+        planning.check_unedited(plan)
         planning.check_fresh(world.workspace, ledger, plan)
 
 
