@@ -324,8 +324,10 @@ def fail_the_control(world: World) -> None:
     (good,) = kept.glob("control-*-causal-lm.json")
     body = json.loads(good.read_text())
     body["result"] |= {"ok": False, "kinds": dict.fromkeys(body["result"]["kinds"], 0.0)}
+    published = (kept / "published.json").read_text()
     kept.unlink()
     kept.mkdir()
+    (kept / "published.json").write_text(published)
     (kept / good.name).write_text(json.dumps(body))
 
 
