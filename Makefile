@@ -5,6 +5,7 @@
 #   make test-slow    the tests that take minutes
 #   make fuzz         coverage-guided fuzzing of every parser, a minute each (SECONDS=...)
 #   make wheelhouse   all packages and models, with hashes, for a machine without network
+#   make evidence     privft's evidence about itself, written into audits/evidence (minutes)
 #   make bench        all benchmarks; make bench-NAME runs benchmarks/NAME.py
 #
 # PYTHON=...   the Python (3.11 or newer) to make the environment with
@@ -65,6 +66,9 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+evidence: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.audit.evidence
 
 bench: $(patsubst benchmarks/%.py,bench-%,$(BENCHMARKS))
 

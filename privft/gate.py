@@ -28,13 +28,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from privft.budget.entries import format_time, parse_time
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
 from privft.budget.signed import check_waiver, waiver_message
-from privft.errors import AuditFailed, IntegrityError, OrderError, PolicyRefused, UsageError
+from privft.errors import AuditFailed, IntegrityError, OrderError, UsageError
 from privft.signing import Identity
 from privft.workspace import Workspace
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.audit.verdict import AuditResult
     from privft.config import RunConfig
     from privft.plan import Plan
+    from privft.policy import Check as PolicyCheck
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
     from privft.stages.sweeping import SweepPrice
@@ -132,9 +133,7 @@ def _now() -> str:
 
 
 def _may_operate(ledger: Ledger, actor: Identity) -> None:
-    person = ledger.keyring().may(actor.name, "operator", _now())
-    if person.public != actor.public:
-        raise PolicyRefused(f"the ring has other keys for {actor.name} than this file")
+    ledger.keyring().may_with(actor.public, "operator", _now())
 
 
 def plan(
@@ -173,11 +172,28 @@ def price_sweep(workspace: Workspace, ledger: Ledger, file: Path, *, actor: Iden
     return sweeping.price(workspace, ledger, sweep, candidates)
 
 
+def check_approve(ledger: Ledger, *, approver: Identity) -> None:
+    """Return when this person may approve plans now."""
+    ledger.keyring().may_with(approver.public, "approver", _now())
+
+
 def approve(ledger: Ledger, the_plan: Plan, *, approver: Identity) -> None:
     """Sign a plan as an approver."""
     from privft.stages import planning
 
     planning.approve(ledger, the_plan, approver=approver)
+
+
+def check_train(
+    workspace: Workspace, ledger: Ledger, the_plan: Plan, *, actor: Identity
+) -> list[PolicyCheck]:
+    """The policy's rules, all kept, when this plan may be trained now by this person."""
+    from privft.stages import planning
+
+    _may_operate(ledger, actor)
+    planning.check_unedited(the_plan)
+    policy = planning.check_fresh(workspace, ledger, the_plan)
+    return planning.check_approved(workspace, ledger, the_plan, policy, operator=actor.name)
 
 
 def train(
@@ -191,12 +207,9 @@ def train(
     watch: Watch,
 ) -> str:
     """Reserve and train; the run's id.  The plan must be fresh, allowed and approved."""
-    from privft.stages import planning, running
+    from privft.stages import running
 
-    _may_operate(ledger, actor)
-    planning.check_unedited(the_plan)
-    policy = planning.check_fresh(workspace, ledger, the_plan)
-    planning.check_approved(workspace, ledger, the_plan, policy, operator=actor.name)
+    check_train(workspace, ledger, the_plan, actor=actor)
     return running.start(
         workspace,
         ledger,
@@ -216,6 +229,12 @@ def plan_of(workspace: Workspace, ledger: Ledger, run: str) -> Plan:
     return running.stored_plan(workspace, ledger, run)[0]
 
 
+def check_open(ledger: Ledger, run: str, action: Action, *, actor: Identity) -> None:
+    """Return when this person may do this with a run that was stopped in the middle."""
+    _may_operate(ledger, actor)
+    require(ledger.run(run), action, now=_now())
+
+
 def resume(
     workspace: Workspace,
     ledger: Ledger,
@@ -228,8 +247,7 @@ def resume(
     """Go on with a run that was stopped in the middle."""
     from privft.stages import running
 
-    _may_operate(ledger, actor)
-    require(ledger.run(run), "resume", now=_now())
+    check_open(ledger, run, "resume", actor=actor)
     running.resume(workspace, ledger, run, actor=actor, opener=opener, watch=watch)
 
 
@@ -237,12 +255,25 @@ def close(workspace: Workspace, ledger: Ledger, run: str, *, actor: Identity, re
     """Give up a run that was stopped in the middle; it stays charged in full."""
     from privft.stages.sealedrun import forget_secrets
 
-    _may_operate(ledger, actor)
-    require(ledger.run(run), "close", now=_now())
+    check_open(ledger, run, "close", actor=actor)
     forget_secrets(workspace.run_path(run))
     ledger.settle(
         run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
     )
+
+
+def check_audit(
+    workspace: Workspace, ledger: Ledger, run: str, *, actor: Identity
+) -> list[PolicyCheck]:
+    """The policy's rules, all kept, when this run may be audited now by this person."""
+    from privft.stages import data, planning
+
+    _may_operate(ledger, actor)
+    record = ledger.run(run)
+    require(record, "audit", now=_now())
+    the_plan = plan_of(workspace, ledger, run)
+    policy = data.policy_of(workspace, ledger, the_plan.dataset)
+    return planning.check_approved(workspace, ledger, the_plan, policy, operator=record.actor)
 
 
 def audit(
@@ -258,14 +289,9 @@ def audit(
 
     An audit that was broken off is gone on with, as the same attempt at the same significance.
     """
-    from privft.stages import auditing, data, planning
+    from privft.stages import auditing
 
-    _may_operate(ledger, actor)
-    record = ledger.run(run)
-    require(record, "audit", now=_now())
-    the_plan = plan_of(workspace, ledger, run)
-    policy = data.policy_of(workspace, ledger, the_plan.dataset)
-    checks = planning.check_approved(workspace, ledger, the_plan, policy, operator=record.actor)
+    checks = check_audit(workspace, ledger, run, actor=actor)
     return auditing.audit(
         workspace, ledger, run, actor=actor, opener=opener, checks=checks, watch=watch
     )
@@ -275,6 +301,14 @@ def waive(
     ledger: Ledger, run: str, *, people: Sequence[Identity], reason: str, expires: str
 ) -> None:
     """Two people take a failed audit on themselves until `expires` (ISO time)."""
+    body = waiver(ledger, run, people=people, reason=reason, expires=expires)
+    ledger.append("run-waived", body, actor=people[0].name)
+
+
+def waiver(
+    ledger: Ledger, run: str, *, people: Sequence[Identity], reason: str, expires: str
+) -> dict[str, Any]:
+    """The body of the waiver that these people sign; raises where it would not hold."""
     now = _now()
     require(ledger.run(run), "waive", now=now)
     if len({person.public.ed25519 for person in people}) < 2:
@@ -296,9 +330,7 @@ def waive(
     )
     signatures = []
     for person in people:
-        ring = ledger.keyring().may(person.name, "approver", now)
-        if ring.public != person.public:
-            raise PolicyRefused(f"the ring has other keys for {person.name} than this file")
+        ledger.keyring().may_with(person.public, "approver", now)
         signatures.append(
             {
                 "name": person.name,
@@ -306,11 +338,7 @@ def waive(
                 "signature": person.signing.sign(message).hex(),
             }
         )
-    ledger.append(
-        "run-waived",
-        {"run": run, "reason": reason, "expires": expires, "signatures": signatures},
-        actor=people[0].name,
-    )
+    return {"run": run, "reason": reason, "expires": expires, "signatures": signatures}
 
 
 def check_standing_waiver(ledger: Ledger, run: str, *, now: str) -> None:
@@ -331,6 +359,16 @@ def check_standing_waiver(ledger: Ledger, run: str, *, now: str) -> None:
         check_waiver(waived.body, ring, moment, statement_sha256=statement_sha256)
 
 
+def check_release(ledger: Ledger, run: str, *, actor: Identity) -> State:
+    """The run's state when this person may release it now."""
+    _may_operate(ledger, actor)
+    now = _now()
+    state = require(ledger.run(run), "release", now=now)
+    if state == "waived":
+        check_standing_waiver(ledger, run, now=now)
+    return state
+
+
 def release(
     workspace: Workspace,
     ledger: Ledger,
@@ -343,8 +381,5 @@ def release(
     """The only exit: write the adapter with its report into `target`."""
     from privft.stages import releasing
 
-    _may_operate(ledger, actor)
-    now = _now()
-    if require(ledger.run(run), "release", now=now) == "waived":
-        check_standing_waiver(ledger, run, now=now)
+    check_release(ledger, run, actor=actor)
     return releasing.release(workspace, ledger, run, target, actor_name=actor.name, opener=opener)

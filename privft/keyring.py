@@ -9,8 +9,8 @@ revoked.  A key counts for a role at a moment when it had been added by then, ha
 had neither expired nor been revoked yet.  Times are the ledger's (ISO 8601, UTC).
 
     operator   trains, audits, releases
-    approver   signs plans that a policy wants approved by somebody else
-    auditor    signs waivers and reads private findings
+    approver   signs plans that a policy wants approved by somebody else, and waivers
+    auditor    reads the report and verifies; signs nothing here
     witness    another machine, that cosigns checkpoints
 """
 
@@ -101,6 +101,13 @@ class Keyring:
                 hint=f"somebody with the role {role} has to do this",
             )
         return good[-1]
+
+    def may_with(self, public: PublicIdentity, role: Role, at_time: str) -> Person:
+        """`may`, for whoever holds these keys; raises `PolicyRefused` when the ring has others."""
+        person = self.may(public.name, role, at_time)
+        if person.public != public:
+            raise PolicyRefused(f"the ring has other keys for {public.name} than this file")
+        return person
 
     def trusted(self, role: Role, at_time: str) -> Mapping[str, VerifyKey]:
         """The keys that counted for this role at this moment, by key id."""

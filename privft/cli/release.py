@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from privft import gate
+from privft.cli import foresight
 from privft.cli.runs import watching
 from privft.cli.session import (
     FILE,
     FOLDER,
     Acting,
+    dry_run,
     json_option,
     opening,
     print_json,
     say,
+    say_all,
     session,
     table,
 )
@@ -32,6 +35,7 @@ if TYPE_CHECKING:  # it loads torch
 @click.option("--show-private", is_flag=True, help="Attacks on real units, if the policy allows.")
 @json_option
 @opening
+@dry_run
 @click.pass_context
 def audit_command(
     ctx: click.Context,
@@ -39,6 +43,7 @@ def audit_command(
     show_private: bool,
     as_json: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Attack a trained run and write its signed report."""
     opened = session(ctx)
@@ -51,6 +56,9 @@ def audit_command(
                 f"policy {plan.policy['name']!r} does not show attacks on real units",
                 hint="without --show-private they are sealed beside the run",
             )
+        if dry_run:
+            say_all(foresight.of_audit(opened.workspace, ledger, run, actor=actor))
+            return
         opener = opened.opener(who)
         with watching(1, float(plan.cost["epsilon_pld"]), private=False) as watch:
             result = gate.audit(
@@ -123,14 +131,23 @@ def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-un
 @click.option("--key", "key_files", type=FILE, multiple=True, help="A person's key; twice.")
 @click.option("--reason", required=True, help="Why; it stands on page one of the report.")
 @click.option("--until", "expires", required=True, help="Expiry, as 2027-01-31T00:00:00Z.")
+@dry_run
 @click.pass_context
 def waive_command(
-    ctx: click.Context, run: str, key_files: tuple[Path, ...], reason: str, expires: str
+    ctx: click.Context,
+    run: str,
+    key_files: tuple[Path, ...],
+    reason: str,
+    expires: str,
+    dry_run: bool,
 ) -> None:
     """Two people take a failed audit on themselves."""
     opened = session(ctx)
     people = [opened.workspace.identity(key_file=path) for path in key_files]
     with opened.ledger() as ledger:
+        if dry_run:
+            say_all(foresight.of_waive(ledger, run, people=people, reason=reason, expires=expires))
+            return
         gate.waive(ledger, run, people=people, reason=reason, expires=expires)
     say(f"run {run} is waived until {expires} by {' and '.join(p.name for p in people)}")
 
@@ -140,6 +157,7 @@ def waive_command(
 @click.option("--to", "target", type=FOLDER, required=True, help="A folder that does not exist.")
 @json_option
 @opening
+@dry_run
 @click.pass_context
 def release_command(
     ctx: click.Context,
@@ -147,11 +165,15 @@ def release_command(
     target: Path,
     as_json: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Write an audited adapter into a folder: the only exit."""
     opened = session(ctx)
     actor = opened.identity(who)
     with opened.ledger() as ledger:
+        if dry_run:
+            say_all(foresight.of_release(ledger, run, target, actor=actor))
+            return
         files = gate.release(
             opened.workspace,
             ledger,

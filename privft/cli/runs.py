@@ -13,6 +13,7 @@ import click
 
 from privft import gate
 from privft.budget.entries import format_time
+from privft.cli import foresight
 from privft.cli.session import (
     FILE,
     FOLDER,
@@ -23,6 +24,7 @@ from privft.cli.session import (
     opening,
     print_json,
     say,
+    say_all,
     session,
     table,
 )
@@ -171,13 +173,17 @@ def show_sweep(swept: SweepPrice, as_json: bool) -> None:
 @click.command("approve")
 @click.argument("plan_file", metavar="PLAN", type=FILE)
 @acting
+@dry_run
 @click.pass_context
-def approve_command(ctx: click.Context, plan_file: Path, who: Acting) -> None:
+def approve_command(ctx: click.Context, plan_file: Path, who: Acting, dry_run: bool) -> None:
     """Sign a plan, so that it may be trained."""
     plan = read_plan(plan_file)
     opened = session(ctx)
     approver = opened.identity(who)
     with opened.ledger() as ledger:
+        if dry_run:
+            say_all(foresight.of_approve(ledger, plan, approver=approver))
+            return
         gate.approve(ledger, plan, approver=approver)
     say(f"{approver.name} approved plan {plan.digest[:16]}")
     say(f"next: privft train {plan_file}")
@@ -242,6 +248,7 @@ def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
 @click.option("--show-private", is_flag=True, help="Batch sizes, where the policy allows it.")
 @json_option
 @opening
+@dry_run
 @click.pass_context
 def train_command(
     ctx: click.Context,
@@ -251,6 +258,7 @@ def train_command(
     show_private: bool,
     as_json: bool,
     who: Acting,
+    dry_run: bool,
 ) -> None:
     """Train what was planned; --resume goes on after a crash."""
     if (plan_file is None) == (run is None):
@@ -263,6 +271,19 @@ def train_command(
     else:
         assert plan_file is not None
         plan = read_plan(plan_file)
+    if dry_run:
+        with opened.ledger() as ledger:
+            if run is not None:
+                say_all(foresight.of_resume(ledger, plan, run, actor=actor))
+                return
+            assert plan_file is not None
+            folder = config_folder or plan_file.parent
+            say_all(
+                foresight.of_train(
+                    opened.workspace, ledger, plan, actor=actor, config_folder=folder
+                )
+            )
+        return
     private = show_private and bool(plan.policy["may_show_private_metrics"]["value"])
     if show_private and not private:
         say(f"policy {plan.policy['name']!r} does not show private numbers; they stay hidden")
@@ -365,11 +386,15 @@ def show_run(ctx: click.Context, run: str, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--reason", required=True, help="Why; it stands in the ledger.")
 @acting
+@dry_run
 @click.pass_context
-def close_run(ctx: click.Context, run: str, reason: str, who: Acting) -> None:
+def close_run(ctx: click.Context, run: str, reason: str, who: Acting, dry_run: bool) -> None:
     """Give up a run that was stopped in the middle; it stays charged in full."""
     opened = session(ctx)
     with opened.ledger() as ledger:
         actor = opened.identity(who)
+        if dry_run:
+            say_all(foresight.of_close(ledger, run, actor=actor))
+            return
         gate.close(opened.workspace, ledger, run, actor=actor, reason=reason)
     say(f"run {run} is closed and charged in full")

@@ -7,7 +7,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,6 +223,12 @@ def session(ctx: click.Context) -> Session:
 def say(line: str) -> None:
     """A line of talk, on stderr."""
     click.echo(line, err=True)
+
+
+def say_all(lines: Sequence[str]) -> None:
+    """Lines of talk, on stderr."""
+    for line in lines:
+        say(line)
 
 
 def print_json(value: Any) -> None:

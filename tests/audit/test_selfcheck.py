@@ -66,12 +66,14 @@ def test_sound_code_is_not_accused() -> None:
         assert failed(load_suite("quick")[0].selfcheck, secret) == set()
 
 
-# --- faults --------------------------------------------------------------------------------
+# --- faults, each under the name that audits/README.md has for it ---------------------------
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def no_clipping(patch: pytest.MonkeyPatch) -> None:
+    """no clipping"""
+
     def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
         for name, gradient in gradients.items():
             totals[name].add_(torch.nan_to_num(gradient).sum(0))
@@ -80,6 +82,7 @@ def no_clipping(patch: pytest.MonkeyPatch) -> None:
 
 
 def records_clipped_one_by_one(patch: pytest.MonkeyPatch) -> None:
+    """records clipped one by one instead of the unit"""
     sound = loop.clipped_sum
 
     def split(gradients_of: UnitGradients, units: Sequence[UnitExamples], **more: Any) -> Any:
@@ -94,6 +97,8 @@ def records_clipped_one_by_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def non_finite_gradients_kept(patch: pytest.MonkeyPatch) -> None:
+    """a gradient that is not a number gets in"""
+
     def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
         squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values())
         factors = clip / torch.clamp(squares.sqrt(), min=clip)
@@ -104,6 +109,7 @@ def non_finite_gradients_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def noise_at_half_scale(patch: pytest.MonkeyPatch) -> None:
+    """noise at half scale"""
     sound = loop.add_noise
 
     def half(sums: Any, mechanism: Mechanism, **more: Any) -> Any:
@@ -114,6 +120,7 @@ def noise_at_half_scale(patch: pytest.MonkeyPatch) -> None:
 
 
 def noise_per_microbatch(patch: pytest.MonkeyPatch) -> None:
+    """noise per microbatch"""
     sound, draw = loop.add_clipped, np.random.default_rng(0)
 
     def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
@@ -125,6 +132,7 @@ def noise_per_microbatch(patch: pytest.MonkeyPatch) -> None:
 
 
 def empty_batches_skipped(patch: pytest.MonkeyPatch) -> None:
+    """empty batches skipped"""
     sound = loop.add_noise
 
     def skip(sums: Any, mechanism: Mechanism, **more: Any) -> Any:
@@ -136,6 +144,8 @@ def empty_batches_skipped(patch: pytest.MonkeyPatch) -> None:
 
 
 def shuffled_instead_of_poisson(patch: pytest.MonkeyPatch) -> None:
+    """shuffled batches instead of Poisson sampling"""
+
     def dealt(
         streams: KeyedStreams, *, step: int, units: int, probability: float, population: str
     ) -> NDArray[np.int64]:
@@ -148,6 +158,7 @@ def shuffled_instead_of_poisson(patch: pytest.MonkeyPatch) -> None:
 
 
 def same_coins_on_two_ranks(patch: pytest.MonkeyPatch) -> None:
+    """same sampling coins on two ranks"""
     sound = loop.poisson_sample
 
     def mirrored(streams: KeyedStreams, *, units: int, **more: Any) -> NDArray[np.int64]:
@@ -159,6 +170,7 @@ def same_coins_on_two_ranks(patch: pytest.MonkeyPatch) -> None:
 
 
 def same_noise_on_two_ranks(patch: pytest.MonkeyPatch) -> None:
+    """same noise on two ranks"""
     # Each of two ranks adds noise of half the variance, but from one stream.
     sound = loop.add_noise
 
@@ -170,6 +182,7 @@ def same_noise_on_two_ranks(patch: pytest.MonkeyPatch) -> None:
 
 
 def same_noise_twice(patch: pytest.MonkeyPatch) -> None:
+    """same noise in two steps"""
     sound = loop.add_noise
 
     def stuck(sums: Any, mechanism: Mechanism, *, streams: KeyedStreams, step: int) -> Any:
@@ -179,6 +192,8 @@ def same_noise_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def same_noise_on_two_parameters(patch: pytest.MonkeyPatch) -> None:
+    """same noise on two parameters"""
+
     def unnamed(sums: Any, mechanism: Mechanism, *, streams: KeyedStreams, step: int) -> Any:
         scale = mechanism.noise_multiplier * mechanism.clip_norm
         noisy = {}
@@ -191,6 +206,7 @@ def same_noise_on_two_parameters(patch: pytest.MonkeyPatch) -> None:
 
 
 def noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
+    """noise from a fixed seed"""
     sound = loop.add_noise
 
     def seeded(sums: Any, mechanism: Mechanism, *, streams: KeyedStreams, step: int) -> Any:
@@ -200,6 +216,7 @@ def noise_from_a_fixed_seed(patch: pytest.MonkeyPatch) -> None:
 
 
 def batch_mean_loss(patch: pytest.MonkeyPatch) -> None:
+    """mean over the batch instead of a sum over units"""
     sound = UnitGradients.__call__
 
     def averaged(self: UnitGradients, units: Sequence[UnitExamples]) -> Any:
@@ -209,6 +226,7 @@ def batch_mean_loss(patch: pytest.MonkeyPatch) -> None:
 
 
 def unit_split_over_two_steps(patch: pytest.MonkeyPatch) -> None:
+    """a unit split over two steps"""
     sound = loop._sample
 
     def split(units: Any, canaries: Any, mechanism: Any, streams: Any, step: int) -> Any:
@@ -226,6 +244,7 @@ def unit_split_over_two_steps(patch: pytest.MonkeyPatch) -> None:
 
 
 def divisor_from_the_realised_batch(patch: pytest.MonkeyPatch) -> None:
+    """divisor from the realised batch"""
     sound_sum, sound_noise, sizes = loop.clipped_sum, loop.add_noise, [1]
 
     def counted(gradients_of: UnitGradients, units: Sequence[UnitExamples], **more: Any) -> Any:

@@ -10,7 +10,16 @@ import pytest
 from privft.cli.session import Session
 from privft.errors import OrderError
 from tests.cli.test_recipients import service
-from tests.stages.world import NOTES, SIZE, World, base, files_below, note_rows, write_rows
+from tests.stages.world import (
+    NOTES,
+    SIZE,
+    World,
+    base,
+    fail_the_control,
+    files_below,
+    note_rows,
+    write_rows,
+)
 
 
 def revoke(world: World) -> tuple[str | Path, ...]:
@@ -24,10 +33,36 @@ def unit_file(world: World) -> Path:
     return path
 
 
+def failed(world: World) -> str:
+    """A run whose audit proves nothing, with somebody to waive it."""
+    world.privft("keys", "create", "bob", "--role", "approver", "--as", "ada")
+    run = world.trained()
+    fail_the_control(world)
+    world.privft("audit", run, "--as", "ada", code=12)
+    return run
+
+
+def waive(world: World) -> tuple[str | Path, ...]:
+    run = failed(world)
+    keys = [world.folder / "workspace" / "keys" / f"{name}.key" for name in ("ada", "bob")]
+    said = ("--reason", "urgent", "--until", "2999-01-01T00:00:00Z")
+    return ("waive", run, "--key", keys[0], "--key", keys[1], *said)
+
+
+def release(world: World) -> tuple[str | Path, ...]:
+    world.privft(*waive(world))
+    return ("release", world.runs()[0], "--to", world.folder / "out", "--as", "ada")
+
+
 VERBS: dict[str, Callable[[World], tuple[str | Path, ...]]] = {
     "rotate": lambda world: ("vault", "rotate", "notes"),
     "keys create": lambda world: ("keys", "create", "bob"),
     "keys revoke": revoke,
+    "approve": lambda world: ("approve", world.planned()),
+    "train": lambda world: ("train", world.planned()),
+    "audit": lambda world: ("audit", world.trained()),
+    "waive": waive,
+    "release": release,
     "reencrypt": lambda world: ("vault", "rotate", "notes", "--reencrypt"),
     "create": lambda world: (
         *("vault", "create", "more", "--from", world.folder / "public.jsonl", *NOTES, *SIZE),
@@ -72,6 +107,28 @@ def test_a_dry_run_changes_nothing_and_the_real_thing_does(world: World, verb: s
     real = world.privft(*command)
     assert "dry run" not in real.err
     assert durable_files(world) != before
+
+
+def test_a_dry_run_of_the_path_fails_with_the_words_of_the_real_thing(world: World) -> None:
+    run = world.trained()
+    ada = world.folder / "workspace" / "keys" / "ada.key"
+    stale = world.folder / "run.plan"
+    out = world.folder / "out"
+    for command in (
+        ("train", "--resume", run),
+        ("train", stale),
+        ("runs", "close", run, "--reason", "x"),
+        ("waive", run, "--key", ada, "--reason", "x", "--until", "2999-01-01T00:00:00Z"),
+        ("release", run, "--to", out),
+        ("audit", "r-9"),
+    ):
+        real = world.privft(*command, code=None)
+        dry = world.privft(*command, "--dry-run", code=None)
+        assert (dry.code, dry.out) == (real.code, real.out), command
+        assert real.code != 0
+        said = [line for line in dry.err.splitlines() if line.startswith(("error: ", "hint: "))]
+        assert len(said) == 2
+        assert all(line in real.err for line in said), command
 
 
 def test_the_ledger_of_a_dry_run_takes_no_entry(world: World) -> None:
