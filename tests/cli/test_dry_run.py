@@ -127,7 +127,7 @@ def test_a_dry_run_of_the_path_fails_with_the_words_of_the_real_thing(world: Wor
         assert (dry.code, dry.out) == (real.code, real.out), command
         assert real.code != 0
         said = [line for line in dry.err.splitlines() if line.startswith(("error: ", "hint: "))]
-        assert len(said) == 2
+        assert said[0].startswith("error: ")
         assert all(line in real.err for line in said), command
 
 
