@@ -6,6 +6,7 @@ import functools
 import getpass
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,6 +167,19 @@ class Session:
     def passphrase(self, descriptor: int | None, *, twice: bool = False) -> bytes:
         """A passphrase from a file descriptor or a prompt, never from argv or environment."""
         return self._secret("passphrase", descriptor, "--passphrase-fd N", twice=twice)
+
+    def parquet_key(self, descriptor: int | None) -> bytes | None:
+        """The key of encrypted Parquet files from a file descriptor: 16, 24 or 32 bytes, or the
+        same in hex; None without one."""
+        if descriptor is None:
+            return None
+        given = self._secret("key of Parquet files", descriptor, "--parquet-key-fd N")
+        if re.fullmatch(rb"([0-9a-fA-F]{32}|[0-9a-fA-F]{48}|[0-9a-fA-F]{64})", given):
+            # 32 hex digits could be 32 bytes too: hex is how keys are written down
+            given = bytes.fromhex(given.decode())
+        if len(given) not in (16, 24, 32):
+            raise UsageError(f"a Parquet key of {len(given)} bytes, expected 16, 24 or 32")
+        return given
 
     def token(self, uri: str, pin_fd: int | None) -> TokenService:
         """The key on a token, with the PIN from a file descriptor or a prompt."""

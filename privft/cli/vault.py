@@ -33,6 +33,12 @@ from privft.vault.manifest import Caps, new_charter
 from privft.vault.rotation import check_recipients
 from privft.vault.store import Vault
 
+parquet_option = click.option(
+    "--parquet-key-fd",
+    type=int,
+    help="Key of encrypted Parquet files, as hex or bytes, from this file descriptor.",
+)
+
 
 @click.group()
 def vault_command() -> None:
@@ -77,6 +83,7 @@ def vault_command() -> None:
     "--max-records-per-unit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True
 )
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
+@parquet_option
 @acting
 @dry_run
 @click.pass_context
@@ -93,6 +100,7 @@ def create(
     held_out_share: float,
     max_records_per_unit: int,
     skip_bad: bool,
+    parquet_key_fd: int | None,
     id_column: str | None,
     who: Acting,
     dry_run: bool,
@@ -106,6 +114,7 @@ def create(
     """Make a vault with a budget of its own, and put rows into it."""
     opened = session(ctx)
     actor = opened.identity(who)
+    parquet_key = opened.parquet_key(parquet_key_fd)
     for source in sources:
         if not source.exists():
             raise UsageError(f"there is no file {source}")
@@ -141,6 +150,7 @@ def create(
                     join=join,
                     sources=sources,
                     skip_bad=skip_bad,
+                    parquet_key=parquet_key,
                     progress=progress,
                 )
             budget = f"the budget of {join}" if join else f"a budget of policy {policy.name}"
@@ -162,6 +172,7 @@ def create(
                 join=join,
                 sources=sources,
                 skip_bad=skip_bad,
+                parquet_key=parquet_key,
                 progress=progress,
             )
         vault.close()
@@ -174,6 +185,7 @@ def create(
 @click.argument("dataset")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
+@parquet_option
 @opening
 @dry_run
 @click.pass_context
@@ -182,16 +194,24 @@ def add(
     dataset: str,
     sources: tuple[Path, ...],
     skip_bad: bool,
+    parquet_key_fd: int | None,
     who: Acting,
     dry_run: bool,
 ) -> None:
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
     actor = opened.identity(who)
+    parquet_key = opened.parquet_key(parquet_key_fd)
     with opened_vault(opened, dataset, who) as (ledger, vault), _reading_rows() as progress:
         if dry_run:
             expected = dryrun.addition(
-                opened.workspace, ledger, vault, sources, skip_bad=skip_bad, progress=progress
+                opened.workspace,
+                ledger,
+                vault,
+                sources,
+                skip_bad=skip_bad,
+                parquet_key=parquet_key,
+                progress=progress,
             )
             _tell_intake(expected)
             return
@@ -202,6 +222,7 @@ def add(
             sources,
             actor=actor,
             skip_bad=skip_bad,
+            parquet_key=parquet_key,
             progress=progress,
         )
     _tell(summary)

@@ -87,6 +87,7 @@ def create_vault(
     join: str | None = None,
     sources: Sequence[Path] = (),
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Vault, IntakeSummary | None]:
     """A vault with the records of `sources`, with a budget of its own or that of the data set
@@ -111,7 +112,15 @@ def create_vault(
     if sources:
         try:
             summary, met = _take_in(
-                workspace, ledger, vault, sources, lineage, actor, skip_bad, progress
+                workspace,
+                ledger,
+                vault,
+                sources,
+                lineage,
+                actor,
+                skip_bad,
+                parquet_key,
+                progress,
             )
         except BaseException:
             vault.close()
@@ -283,11 +292,14 @@ def add_records(
     *,
     actor: Identity,
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> IntakeSummary:
     """Add records, or nothing; overlap with another budget's data is refused."""
     lineage = dataset_entry(ledger, vault.manifest.dataset).body["lineage"]
-    summary, met = _take_in(workspace, ledger, vault, sources, lineage, actor, skip_bad, progress)
+    summary, met = _take_in(
+        workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet_key, progress
+    )
     _complete(workspace, ledger, vault, actor=actor, met=met)
     return summary
 
@@ -300,6 +312,7 @@ def _take_in(
     lineage: str,
     actor: Identity,
     skip_bad: bool,
+    parquet_key: bytes | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[IntakeSummary, bool]:
     """Put records into the vault; also whether others of its lineage hold some of them."""
@@ -318,6 +331,7 @@ def _take_in(
         checkpoint=ledger.checkpoint(),
         who=actor.name,
         skip_bad=skip_bad,
+        parquet_key=parquet_key,
         overlap_key=workspace.overlap_key,
         on_overlap=compare,
         progress=progress,
@@ -328,10 +342,7 @@ def _take_in(
 def _compare(
     workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: HashSet
 ) -> bool:
-    """Whether others of the lineage hold some of these units and texts; records the hashes.
-
-    Raises UsageError when a data set with another budget does.
-    """
+    """`meets`, and the hashes recorded."""
     met = meets(workspace, ledger, dataset, lineage, hashes)
     workspace.record_overlap_hashes(dataset, workspace.overlap_hashes(dataset) | hashes)
     return met

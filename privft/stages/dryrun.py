@@ -35,6 +35,7 @@ def creation(
     join: str | None,
     sources: Sequence[Path],
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     progress: Progress = None,
 ) -> preview.Intake:
     """What `data.create_vault` would put into a new vault; raises what it would raise."""
@@ -48,6 +49,7 @@ def creation(
         np.empty(0, RECORD_ROW),
         sources,
         skip_bad=skip_bad,
+        parquet_key=parquet_key,
         overlap_key=workspace.overlap_key,
         on_overlap=_comparing(workspace, ledger, charter.dataset, lineage),
         progress=progress,
@@ -61,6 +63,7 @@ def addition(
     sources: Sequence[Path],
     *,
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     progress: Progress = None,
 ) -> preview.Intake:
     """What `data.add_records` would do; raises what it would raise."""
@@ -72,6 +75,7 @@ def addition(
         record_rows(vault.state),
         sources,
         skip_bad=skip_bad,
+        parquet_key=parquet_key,
         overlap_key=workspace.overlap_key,
         on_overlap=_comparing(workspace, ledger, dataset, lineage),
         progress=progress,

@@ -152,6 +152,7 @@ def add(
     checkpoint: str,
     who: str,
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     overlap_key: bytes | None = None,
     on_overlap: Overlap | None = None,
     progress: Callable[[int], None] | None = None,
@@ -179,6 +180,7 @@ def add(
                     arrivals,
                     grouper,
                     skip_bad,
+                    parquet_key,
                     overlap_key,
                     progress,
                 )
@@ -227,6 +229,7 @@ def take(
     arrivals: Arrivals,
     grouper: Grouper | None,
     skip_bad: bool,
+    parquet_key: bytes | None,
     overlap_key: bytes | None,
     progress: Callable[[int], None] | None,
 ) -> Provenance:
@@ -235,7 +238,7 @@ def take(
     arrivals.names.append(source.name)
     base = len(arrivals.names) << _LINE_BITS
     sketcher = Sketcher()
-    for row in stream_rows(source):
+    for row in stream_rows(source, parquet_key=parquet_key):
         arrivals.rows_seen += 1
         number = base | row.line
         try:

@@ -1,6 +1,8 @@
 """Source files -> rows -> records: streamed, validated, and reported by line, never by content.
 
 Sources are JSON Lines and CSV (plain or gzip), Parquet files, and folders saved by `datasets`.
+Parquet may be under Parquet modular encryption with one key for the whole file (what pyarrow calls
+uniform), read by pyarrow itself; files with a key for each column are not read.
 Parquet and saved folders are read through `datasets` in streaming mode, which keeps nothing: its
 Arrow caches, which hold every row in the clear, are never made.  (It does make empty lock files;
 they go to a folder of their own that is removed.)  JSON Lines and CSV are read here as bytes, line
@@ -39,6 +41,8 @@ from privft.vault.fields import FieldMap
 from privft.vault.manifest import Caps
 
 _CHUNK_BYTES = 1 << 20
+_ROWS_AT_ONCE = 256
+_ENCRYPTED_MAGIC = b"PARE"
 _MAX_LINE_BYTES = 64 << 20
 _MAX_FIELD_CHARACTERS = 16 << 20
 _MAX_ID_BYTES = 512
@@ -109,15 +113,18 @@ def source_digest(source: Path) -> tuple[str, int]:
     return digest.hexdigest(), total
 
 
-def stream_rows(source: Path) -> Iterator[Row]:
-    """The rows of one source, in order, in bounded memory and with no cache on disk."""
+def stream_rows(source: Path, *, parquet_key: bytes | None = None) -> Iterator[Row]:
+    """The rows of one source, in order, in bounded memory and with no cache on disk.
+
+    parquet_key: what encrypted Parquet files were encrypted under, 16, 24 or 32 bytes.
+    """
     kind = format_of(source)
     if kind == "jsonl":
         yield from _json_rows(_lines(source))
     elif kind == "csv":
         yield from _csv_rows(_lines(source), source.name)
     else:
-        yield from _table_rows(source, kind)
+        yield from _table_rows(source, kind, parquet_key)
 
 
 def parse_record(
@@ -256,9 +263,46 @@ def _lines(source: Path) -> Iterator[str]:
     raise _unreadable(source, failure)
 
 
-def _table_rows(source: Path, kind: str) -> Iterator[Row]:
-    for number, columns in enumerate(_stream(kind, source), start=1):
+def _table_rows(source: Path, kind: str, parquet_key: bytes | None) -> Iterator[Row]:
+    if kind == "parquet" and parquet_key is not None:
+        rows = _encrypted(source, parquet_key)
+    else:
+        if kind == "parquet" and _first_bytes(source) == _ENCRYPTED_MAGIC:
+            raise InputError(
+                f"{source.name} is an encrypted Parquet file", hint="--parquet-key-fd N"
+            )
+        rows = _stream(kind, source)
+    for number, columns in enumerate(rows, start=1):
         yield Row(line=number, columns=columns)
+
+
+def _first_bytes(source: Path) -> bytes:
+    with source.open("rb") as file:
+        return file.read(len(_ENCRYPTED_MAGIC))
+
+
+def _encrypted(source: Path, key: bytes) -> Iterator[Mapping[str, Any]]:
+    """Rows of a Parquet file under Parquet modular encryption with one key for all of it.
+
+    `datasets` has no way to pass a key on, so this is pyarrow's own reader, in batches.
+    """
+    import pyarrow.parquet
+    import pyarrow.parquet.encryption
+
+    failure = ""
+    try:
+        properties = pyarrow.parquet.encryption.create_decryption_properties(
+            key, allow_plaintext_files=True
+        )
+        with pyarrow.parquet.ParquetFile(source, decryption_properties=properties) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except MemoryError:
+        raise
+    except Exception as error:
+        failure = type(error).__name__
+    if failure:
+        raise _unreadable(source, failure)
 
 
 def _stream(kind: str, source: Path) -> Iterator[Mapping[str, Any]]:

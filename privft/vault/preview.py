@@ -47,6 +47,7 @@ def intake(
     sources: Sequence[Path],
     *,
     skip_bad: bool = False,
+    parquet_key: bytes | None = None,
     overlap_key: bytes | None = None,
     on_overlap: Overlap | None = None,
     progress: Callable[[int], None] | None = None,
@@ -55,7 +56,18 @@ def intake(
     raise.  For a vault that is not there yet any tag key serves, and no rows."""
     arrivals = Arrivals()
     for source in sources:
-        take(charter, tag_key, source, "", arrivals, None, skip_bad, overlap_key, progress)
+        take(
+            charter,
+            tag_key,
+            source,
+            "",
+            arrivals,
+            None,
+            skip_bad,
+            parquet_key,
+            overlap_key,
+            progress,
+        )
     rows, numbers, dropped = refuse_taken(old, arrivals, skip_bad)
     keep = ~np.isin(numbers, np.fromiter(dropped, np.uint64, len(dropped)))
     rows, numbers = rows[keep], numbers[keep]

@@ -9,9 +9,8 @@
 
 Units are numbered from 0 in the order of their tags, which says nothing about them; numbers hold
 for one version of a vault (one `manifest_root`).  Opening reads the index, 64 bytes of memory a
-unit; reading a unit is one `pread` and one opened cell, however large the vault is.
-
-A method that changes the vault replaces this object's view of it by the new version.
+unit; reading a unit is one `pread` and one opened cell, however large the vault is.  A method that
+changes the vault replaces this object's view of it by the new version.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ from privft.vault.state import (
     derive,
     load,
     locked,
-    read_cell,
     read_cells,
     read_version,
 )
@@ -199,7 +197,7 @@ class Vault:
 
     @property
     def state(self) -> State:
-        """What is open: for the vault's own modules, such as `preview`."""
+        """What is open, as the vault's own modules take it."""
         return self._state
 
     @property
@@ -244,15 +242,13 @@ class Vault:
 
     def read(self, number: int) -> UnitRecords:
         """Unit `number`, verified whole before any of it is returned."""
-        if not 0 <= number < len(self):
-            raise ValueError(f"expected 0 <= number < number of units, got {number}")
-        return read_cell(self._state, self._reader, self._state.rows[number])
+        return self.read_many([number])[0]
 
     def read_many(self, numbers: Sequence[int] | NDArray[np.int64]) -> list[UnitRecords]:
         """Units in the order asked for; costs grow with their number, not with the vault."""
         chosen = np.asarray(numbers, dtype=np.int64)
         if len(chosen) and not (chosen.min() >= 0 and chosen.max() < len(self)):
-            raise ValueError("expected every number to be that of a unit")
+            raise ValueError("expected 0 <= number < number of units")
         return read_cells(self._state, self._reader, self._state.rows[chosen])
 
     def __iter__(self) -> Iterator[UnitRecords]:
@@ -337,6 +333,7 @@ class Vault:
         checkpoint: str,
         who: str,
         skip_bad: bool = False,
+        parquet_key: bytes | None = None,
         overlap_key: bytes | None = None,
         on_overlap: adding.Overlap | None = None,
         progress: Callable[[int], None] | None = None,
@@ -349,6 +346,7 @@ class Vault:
             checkpoint=checkpoint,
             who=who,
             skip_bad=skip_bad,
+            parquet_key=parquet_key,
             overlap_key=overlap_key,
             on_overlap=on_overlap,
             progress=progress,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.world import NOTES, SIZE, World, base
+from tests.stages.world import NOTES, SIZE, World, base, note_rows
 from tests.vault.softhsm import PIN, new_token
 from tests.vault.test_services import PROGRAM
 
@@ -99,3 +99,22 @@ def test_what_makes_no_sense_is_refused(world: World, tmp_path: Path) -> None:
         refused = world.privft(*words, code=2)
         assert refused.err.startswith("error: ")
     assert labels(world) == ["ada"]
+
+
+def test_encrypted_parquet_is_taken_with_its_key_from_a_descriptor(
+    world: World, tmp_path: Path
+) -> None:
+    import pyarrow.parquet
+    from pyarrow.parquet.encryption import create_encryption_properties
+
+    path, key = tmp_path / "sealed.parquet", bytes(range(16))
+    rows = pyarrow.Table.from_pylist(note_rows(patients=3, seed=7))
+    sealed = create_encryption_properties(key)
+    pyarrow.parquet.write_table(rows, path, encryption_properties=sealed)
+    add = ("vault", "add", "notes", path)
+    assert "--parquet-key-fd" in world.privft(*add, code=2).err
+    world.privft(*add, "--parquet-key-fd", descriptor(b"short"), code=2)
+    for words in (("--dry-run",), ()):
+        hexed = descriptor(key.hex().encode())
+        done = world.privft(*add, "--parquet-key-fd", hexed, *words)
+        assert f"{rows.num_rows} records" in done.err

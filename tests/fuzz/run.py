@@ -70,7 +70,7 @@ def main() -> int:
         )
         if done.returncode:
             found += 1
-            print(done.stderr[-3000:], file=sys.stderr)
+            print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
     return 1 if found else 0
 
 

@@ -205,7 +205,11 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(
         parse=lambda data: open_manifest(data, TRUSTED), seeds=lambda: examples()["manifest"]
     ),
-    "manifest-unsigned": Target(parse=unsigned_manifest, seeds=lambda: examples()["manifest"]),
+    "manifest-unsigned": Target(
+        parse=unsigned_manifest,
+        # the second was found by fuzzing: base64 that is not ASCII was no IntegrityError
+        seeds=lambda: [*examples()["manifest"], '{"payload": "\u00c6"}'.encode()],
+    ),
     "manifest-payload": Target(parse=parse_payload, seeds=lambda: examples()["payload"]),
     "wrapped-key": Target(
         parse=wrapped,

@@ -36,11 +36,15 @@ pyarrow.parquet.write_table(table, world / "in.parquet")
 (world / "in.csv").write_text(
     "id,patient,note\\n" + "".join(f'{i["id"]},{i["patient"]},"{i["note"]}"\\n' for i in items[90:])
 )
-sources = [world / name for name in ("in.parquet", "in.jsonl", "in.csv")]
+from pyarrow.parquet.encryption import create_encryption_properties
+sealed = create_encryption_properties(bytes(range(16)))
+table = pyarrow.Table.from_pylist(json.loads(json.dumps(items[:50]).replace("MRN", "QRN")))
+pyarrow.parquet.write_table(table, world / "sealed.parquet", encryption_properties=sealed)
+sources = [world / name for name in ("in.parquet", "in.jsonl", "in.csv", "sealed.parquet")]
 from privft.vault import adding
 adding.Grouper.__init__.__kwdefaults__["memory_bytes"] = 1000
 adding.add.__kwdefaults__["memory_bytes"] = 1000
-vault.add(sources, who="ada", **SIGNED)
+vault.add(sources, who="ada", parquet_key=bytes(range(16)), **SIGNED)
 for source in sources:
     source.unlink()
 assert "Zanzibar" in str([unit.records for unit in vault])

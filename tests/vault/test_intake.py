@@ -83,6 +83,41 @@ def test_a_csv_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
         rows_of(path)
 
 
+PARQUET_KEY = bytes(range(32))
+
+
+@pytest.mark.parametrize("plaintext_footer", [False, True])
+def test_encrypted_parquet(tmp_path: Path, plaintext_footer: bool) -> None:
+    import pyarrow.parquet
+    from pyarrow.parquet.encryption import create_encryption_properties
+
+    count = 1000
+    table = pyarrow.table({"note": [f"{MARK} {number}" for number in range(count)]})
+    path, plain = tmp_path / "a.parquet", tmp_path / "plain.parquet"
+    properties = create_encryption_properties(PARQUET_KEY, plaintext_footer=plaintext_footer)
+    pyarrow.parquet.write_table(table, path, encryption_properties=properties)
+    pyarrow.parquet.write_table(table, plain)
+    assert MARK.encode() not in path.read_bytes()
+    for source in (path, plain):  # with a key at hand, a file that needs none is read too
+        rows = list(stream_rows(source, parquet_key=PARQUET_KEY))
+        assert [(row.line, row.columns["note"]) for row in rows] == [
+            (number + 1, f"{MARK} {number}") for number in range(count)
+        ]
+    whole = path.read_bytes()
+    for key, data in (
+        (bytes(32), whole),
+        (bytes(5), whole),
+        (PARQUET_KEY, whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]),
+        (PARQUET_KEY, whole[:-9]),
+        (None, whole),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError) as caught:
+            list(stream_rows(path, parquet_key=key))
+        assert MARK not in str(caught.value)
+        assert PARQUET_KEY.hex() not in str(caught.value)
+
+
 def test_parquet_and_saved_folders(tmp_path: Path) -> None:
     import datasets
     import pyarrow
