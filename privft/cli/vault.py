@@ -297,7 +297,10 @@ def inspect(
     if as_json:
         print_json(facts)
         return
-    rows = [[key, plain(value)] for key, value in facts.items() if key != "checkpoint"]
+    # a checkpoint is a signed note: whose ledger, how many entries, their root, signatures
+    origin, entries, root = facts["checkpoint"].splitlines()[:3]
+    facts["checkpoint"] = f"{entries} entries of {origin}, root {root}"
+    rows = [[key, plain(value)] for key, value in facts.items()]
     table(f"Vault {dataset}", ["what", "value"], rows)
 
 

@@ -118,3 +118,17 @@ def test_encrypted_parquet_is_taken_with_its_key_from_a_descriptor(
         hexed = descriptor(key.hex().encode())
         done = world.privft(*add, "--parquet-key-fd", hexed, *words)
         assert f"{rows.num_rows} records" in done.err
+
+
+def test_a_person_sees_what_a_vault_is(world: World) -> None:
+    facts = world.privft("vault", "inspect", "notes", "--json").json
+    shown = " ".join(world.privft("vault", "inspect", "notes").out.split())
+    with world.ledger() as ledger:
+        before_the_intake = ledger.size - 4  # two data sets with two entries each; intents is last
+        assert f"checkpoint {before_the_intake} entries of privft.workspace, root " in shown
+    assert f"epoch {facts['epoch']}" in shown
+    assert f"size_bytes {facts['size_bytes']}" in shown
+    assert facts["recipients"][0]["fingerprint"] in shown
+    assert "units" not in shown.replace("units_", "").replace("per_unit", "")
+    private = " ".join(world.privft("vault", "inspect", "notes", "--private").out.split())
+    assert '"units": 40' in private

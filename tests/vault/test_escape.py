@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import base64
 import bz2
+import contextlib
 import gzip
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
+import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,17 +68,39 @@ finally:
 
 
 def searched(data: bytes) -> list[bytes]:
-    """The bytes themselves, and what they decompress to."""
+    """The bytes themselves, and what decompresses wherever in them a compressed text may begin:
+    zlib, gzip, bzip2, xz, and the members of a zip file."""
     found = [data]
-    for magic, unpack in ((b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress)):
-        if data.startswith(magic):
-            found.append(unpack(data))
-    for start in (0, 2):
-        try:
-            found.append(zlib.decompress(data[start:]))
-        except zlib.error:
-            continue
+    kinds: list[tuple[bytes, Callable[[], Any]]] = [
+        *((b"\x78" + level, zlib.decompressobj) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
+        (b"\x1f\x8b\x08", lambda: zlib.decompressobj(wbits=31)),
+        (b"BZh", bz2.BZ2Decompressor),
+        (b"\xfd7zXZ\x00", lzma.LZMADecompressor),
+    ]
+    for magic, decompressor in kinds:
+        for start in places_of(magic, data):
+            with contextlib.suppress(zlib.error, OSError, EOFError, lzma.LZMAError):
+                found.append(decompressor().decompress(data[start:], 1 << 24))
+    for start in places_of(b"PK\x03\x04", data):
+        names, extra = data[start + 26 : start + 28], data[start + 28 : start + 30]
+        begin = start + 30 + int.from_bytes(names, "little") + int.from_bytes(extra, "little")
+        with contextlib.suppress(zlib.error):
+            found.append(zlib.decompressobj(wbits=-15).decompress(data[begin:], 1 << 24))
     return found
+
+
+def places_of(magic: bytes, data: bytes) -> Iterator[int]:
+    start = data.find(magic)
+    while start >= 0:
+        yield start
+        start = data.find(magic, start + 1)
+
+
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/member", data)
+    return out.getvalue()
 
 
 def spellings(mark: str) -> list[bytes]:
@@ -142,6 +170,11 @@ def test_the_scan_would_find_a_mark() -> None:
             f"a {mark} b".encode(),
             gzip.compress(mark.encode()),
             zlib.compress(mark.encode()),
+            b"in the midst " + zlib.compress(mark.encode(), 9) + b" of a file",
+            b"in the midst " + gzip.compress(mark.encode()) + b" of a file",
+            bz2.compress(mark.encode()),
+            lzma.compress(mark.encode()),
+            b"before it " + zipped(mark.encode() * 3),
             base64.b64encode(f"some {mark} text".encode()),
             mark.encode().hex().encode(),
         ]

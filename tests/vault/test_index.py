@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import pytest
 from privft.errors import IntegrityError
 from privft.vault import floe, index
 from privft.vault.durable import FileFact, NewFile
+from tests.vault.builders import VECTORS
 
+CASES = json.loads((VECTORS / "vault_index.json").read_text())["cases"]
 KEY = bytes(range(32))
 PLACE = index.Place(lineage=bytes(16), epoch=1, sequence=1)
 
@@ -61,6 +65,28 @@ def test_rows_in_either_byte_order_are_written_alike(tmp_path: Path) -> None:
     native = np.concatenate([rows[:10], rows[10:]])
     fact = index.write_index(tmp_path, KEY, PLACE, b"{}", native)
     assert index.read_index(tmp_path, fact, KEY, PLACE, hashes=True)[1].tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_own_vectors(tmp_path: Path, case: dict[str, Any]) -> None:
+    key, lineage, sealed = (bytes.fromhex(case[name]) for name in ("key", "lineage", "sealed"))
+    place = index.Place(lineage=lineage, epoch=case["epoch"], sequence=case["sequence"])
+    (tmp_path / "file").write_bytes(sealed)
+    fact = FileFact(name="file", size_bytes=len(sealed), sha256=hashlib.sha256(sealed).hexdigest())
+
+    def read() -> tuple[bytes, index.Rows]:
+        if case["file"] == "records":
+            return b"", index.read_records(tmp_path, fact, key, place)
+        return index.read_index(tmp_path, fact, key, place, hashes=True)
+
+    if case["expect"] == "refused":
+        with pytest.raises(IntegrityError):
+            read()
+        return
+    facts, rows = read()
+    assert rows.tobytes().hex() == case["rows"]
+    assert facts.hex() == case.get("facts", "")
+    assert case["file"] == "records" or index.merkle_root(rows).hex() == case["root"]
 
 
 def sealed_index(folder: Path, plaintext: bytes) -> FileFact:

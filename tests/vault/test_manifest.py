@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privft.errors import IntegrityError, SignatureError
-from privft.signing import canonical_json, dsse_sign
+from privft.signing import VerifyKey, canonical_json, dsse_sign
 from privft.vault.manifest import (
     PAYLOAD_TYPE,
     open_manifest,
@@ -22,7 +22,9 @@ from privft.vault.manifest import (
     unsigned_manifest,
 )
 from privft.vault.state import parse_facts
-from tests.vault.builders import SIGNER, TRUSTED, add_rows, new_vault, rows
+from tests.vault.builders import SIGNER, TRUSTED, VECTORS, add_rows, new_vault, rows
+
+CASES = json.loads((VECTORS / "vault_manifest.json").read_text())["cases"]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,17 @@ def test_a_manifest_comes_back(value: dict[str, Any]) -> None:
     assert manifest.payload() == canonical_json(value)
     assert open_manifest(sign_manifest(manifest, SIGNER), TRUSTED) == manifest
     assert unsigned_manifest(sign_manifest(manifest, SIGNER)) == manifest
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_own_vectors(case: dict[str, str]) -> None:
+    signer, text = VerifyKey.from_hex(case["signer"], case["public"]), bytes.fromhex(case["text"])
+    if case["expect"] == "opens":
+        assert open_manifest(text, {signer.keyid: signer}).digest == case["digest"]
+        return
+    with pytest.raises(IntegrityError) as caught:
+        open_manifest(text, {signer.keyid: signer})
+    assert isinstance(caught.value, SignatureError) == (case["expect"] == "signature")
 
 
 def test_a_manifest_signed_as_something_else_is_refused(value: dict[str, Any]) -> None:
