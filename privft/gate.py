@@ -136,6 +136,14 @@ def _may_operate(ledger: Ledger, actor: Identity) -> None:
     ledger.keyring().may_with(actor.public, "operator", _now())
 
 
+def _expire(workspace: Workspace, ledger: Ledger, dataset: str) -> None:
+    """What the policy lets be kept no longer goes before anything new is made."""
+    from privft.stages import data, retention
+
+    policy = data.policy_of(workspace, ledger, dataset)
+    retention.expire(workspace, ledger, dataset, policy, now=_now())
+
+
 def plan(
     workspace: Workspace,
     ledger: Ledger,
@@ -210,6 +218,7 @@ def train(
     from privft.stages import running
 
     check_train(workspace, ledger, the_plan, actor=actor)
+    _expire(workspace, ledger, the_plan.dataset)
     return running.start(
         workspace,
         ledger,
@@ -292,6 +301,7 @@ def audit(
     from privft.stages import auditing
 
     checks = check_audit(workspace, ledger, run, actor=actor)
+    _expire(workspace, ledger, ledger.run(run).dataset)
     return auditing.audit(
         workspace, ledger, run, actor=actor, opener=opener, checks=checks, watch=watch
     )
@@ -382,4 +392,5 @@ def release(
     from privft.stages import releasing
 
     check_release(ledger, run, actor=actor)
+    _expire(workspace, ledger, ledger.run(run).dataset)
     return releasing.release(workspace, ledger, run, target, actor_name=actor.name, opener=opener)

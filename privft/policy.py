@@ -111,6 +111,9 @@ class Policy(Strict):
     """How the keys of a vault may be held."""
     may_show_private_metrics: Rule[bool]
     """The operator's terminal may show numbers computed from real records."""
+    retention_days: Rule[Annotated[int, Field(ge=1)] | None]
+    """How long the sealed findings of attacks on real units are kept after the audit; null: as long
+    as the run."""
     witness_within: Rule[Age | None]
     """How old the newest word of a witness may be when a run starts; null asks for none."""
     public_outputs: Rule[Annotated[tuple[Output, ...], Field(min_length=1)]]
@@ -159,6 +162,10 @@ def _younger(new: Age | None, old: Age | None) -> bool:
     return bool(old is None or within)
 
 
+def _sooner(new: int | None, old: int | None) -> bool:
+    return old is None or (new is not None and new <= old)
+
+
 _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "units": _subset,
     "max_epsilon_per_run": _at_most,
@@ -173,6 +180,7 @@ _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "secure_noise": _at_least,
     "recipients_allowed": _subset,
     "may_show_private_metrics": _at_most,
+    "retention_days": _sooner,
     "witness_within": _younger,
     "public_outputs": _subset,
 }

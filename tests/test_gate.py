@@ -340,6 +340,12 @@ def add(ledger: Ledger, person: Identity, *roles: str) -> None:
     ledger.append("key-added", body, actor="ada", time="2026-01-01T00:00:00Z")
 
 
+@pytest.fixture(autouse=True)
+def nothing_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no policy and no folder here; tests/stages/test_retention.py has both."""
+    monkeypatch.setattr(gate, "_expire", lambda *_: None)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> World:
     folder = tmp_path / "start"
@@ -466,7 +472,7 @@ def test_training_starts_after_the_plan_is_found_whole_fresh_and_approved(
             return gate.train(
                 None,  # type: ignore[arg-type]
                 ledger,
-                None,  # type: ignore[arg-type]
+                Plan(),  # type: ignore[arg-type]
                 config_folder=Path(),
                 actor=ADA,
                 opener=None,  # type: ignore[arg-type]

@@ -33,7 +33,9 @@ SHIPPED = ("bank", "default", "hospital", "research")
 RULES = {name for name in Policy.model_fields if name not in {"version", "name", "purpose"}} - {
     "based_on"
 }
-CHECKED = RULES - {"filter_orders", "may_show_private_metrics", "witness_within"}
+CHECKED = (
+    RULES - {"filter_orders", "may_show_private_metrics", "retention_days"} - {"witness_within"}
+)
 GOOD = PlanFacts(
     epsilon=2.0,
     delta=1e-6,
@@ -261,6 +263,7 @@ def test_an_unknown_policy_is_refused_and_the_nearest_named() -> None:
         ("secure_noise", True, None),
         ("recipients_allowed", ["x25519"], None),
         ("may_show_private_metrics", False, True),
+        ("retention_days", 7, 31),
         ("public_outputs", ["adapter"], None),
     ],  # and witness_within, below
 )
@@ -275,6 +278,15 @@ def test_an_overlay_can_tighten_each_rule_and_loosen_none(
     if looser is not None:
         with pytest.raises(ConfigError, match=f"{rule} .* would loosen policy 'hospital'"):
             load_policy(overlay(tmp_path, **{rule: looser}))
+
+
+def test_no_end_of_retention_is_the_loosest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="would loosen"):
+        load_policy(overlay(tmp_path, retention_days=None))
+    body = yaml.safe_load(overlay(tmp_path, retention_days=3650).read_text())
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(body | {"extends": "research"}))
+    assert load_policy("research").retention_days.value is None
+    assert load_policy(tmp_path / "study.yaml").retention_days.value == 3650
 
 
 def test_a_witness_can_be_asked_for_and_then_only_more_often(tmp_path: Path) -> None:

@@ -117,11 +117,12 @@ def _secrets(result: AuditResult) -> list[str]:
 
 def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-untyped-def]
     from privft.stages.data import open_vault
+    from privft.stages.retention import PRIVATE
     from privft.stages.sealedrun import SealedRun
 
     with open_vault(workspace, ledger, ledger.run(run).dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
-        found = json.loads(sealed.unseal("audit-private"))
+        found = json.loads(sealed.unseal(PRIVATE))
     say("attacks on real units (private: for the enclave's eyes only):")
     say(json.dumps(found, indent=1))
 

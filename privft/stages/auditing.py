@@ -44,6 +44,7 @@ from privft.stages.modelling import (
     shape_of,
 )
 from privft.stages.published import published_values
+from privft.stages.retention import PRIVATE
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
 from privft.training.checkpoint import platform_facts
@@ -123,7 +124,7 @@ def audit(
         )
         watch.say("attacking real units (for the enclave's eyes only)")
         private = _membership(vault, workbench, untrained, trained, suite)
-        sealed.seal("audit-private", json.dumps(private).encode())
+        sealed.seal(PRIVATE, json.dumps(private).encode())
         utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)

@@ -55,6 +55,7 @@ POLICY: dict[str, Any] = {
     "secure_noise": _rule(False),
     "recipients_allowed": _rule(["x25519"]),
     "may_show_private_metrics": _rule(False),
+    "retention_days": _rule(30),
     "witness_within": _rule(None),
     "public_outputs": _rule(["adapter", "report", "canary-scores", "public-evaluation"]),
 }
