@@ -139,6 +139,9 @@ class PrivacyConfig(Strict):
     expected_batch_size: _Count
     """Units expected in a step; the sampling probability is this over declared_units."""
     max_steps: _Count
+    secure_noise: bool = False
+    """Whole numbers from the clipped gradient to the noisy sum, with discrete Gaussian noise: safe
+    from attacks on the low bits of floating-point noise, and a few per cent slower."""
     max_records_per_unit: _Count | None = None
     """For a subject: at most so many of its records take part in a step."""
 

@@ -14,6 +14,7 @@ from privft.errors import PlanError
 from privft.plan import ModelFacts, Plan, approval_message, parse_plan, stale_reasons
 from privft.policy import load_policy
 from privft.signing import canonical_json, sha256_hex
+from privft.stages.affording import mechanism_of
 from tests.budget.samples import LINEAGE, mechanism, reservation_body
 
 CONFIG = parse_config(
@@ -190,3 +191,12 @@ def test_each_reason_to_be_stale_is_named() -> None:
         (reason,) = stale_reasons(plan(), **{**fresh, name: "ff" * 32})
         assert reason.startswith(word)
     assert len(stale_reasons(plan(), **dict.fromkeys(fresh, "ff" * 32))) == 4
+
+
+def test_the_config_chooses_the_noise_of_the_mechanism() -> None:
+    config = parse_config(json.dumps(plan().config))
+    privacy = config.privacy.model_copy(update={"secure_noise": True})
+    assert mechanism_of(config).noise == "gaussian"
+    secure = mechanism_of(config.model_copy(update={"privacy": privacy}))
+    assert secure.noise == "discrete-gaussian"
+    assert secure.event() == mechanism_of(config).event()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -148,7 +149,12 @@ def observe(
     )
 
 
-def probe_mechanism(noise_multiplier: float, probability: float, steps: int) -> Mechanism:
+def probe_mechanism(
+    noise_multiplier: float,
+    probability: float,
+    steps: int,
+    noise: Literal["gaussian", "discrete-gaussian"] = "gaussian",
+) -> Mechanism:
     """A mechanism of the probe's own clip norm and divisor."""
     return Mechanism(
         unit="subject",
@@ -157,4 +163,5 @@ def probe_mechanism(noise_multiplier: float, probability: float, steps: int) -> 
         clip_norm=CLIP_NORM,
         steps=steps,
         expected_batch_size=EXPECTED_BATCH,
+        noise=noise,
     )

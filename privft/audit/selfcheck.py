@@ -96,7 +96,7 @@ def check_mechanism(
 
 
 def _checks(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Claim) -> list[Check]:
-    full = probe_mechanism(spec.noise_multiplier, 1.0, spec.steps)
+    full = probe_mechanism(spec.noise_multiplier, 1.0, spec.steps, mechanism.noise)
     coins = KeyedStreams(secret).stream("selfcheck.coins")
     included = [coins.coins(spec.canaries) for _ in range(spec.runs)]
     seen = [
@@ -113,7 +113,7 @@ def _checks(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Cla
         _noise(spec, full, seen),
         _independence(spec, seen),
         _empty(spec, full, secret),
-        _sampling(spec, secret),
+        _sampling(spec, mechanism, secret),
         _influence(full, secret),
         _own_rate(spec, secret, mechanism, claim),
     ]
@@ -205,11 +205,11 @@ def _empty(spec: SelfcheckSpec, mechanism: Mechanism, secret: bytes) -> Check:
     return Check(check="steps on an empty sample add noise", ok=ok, detail=f"spread {detail}")
 
 
-def _sampling(spec: SelfcheckSpec, secret: bytes) -> Check:
+def _sampling(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
     """Sum and spread of batch sizes over many steps, against those of independent coins."""
     steps, probability, count = 160, 0.25, 64
     everyone = np.ones(count, dtype=np.bool_)
-    mechanism = probe_mechanism(spec.noise_multiplier, probability, steps)
+    mechanism = probe_mechanism(spec.noise_multiplier, probability, steps, run.noise)
     seen = observe(mechanism, everyone, _streams(secret, "sampling"), units=())
     sizes = np.array(seen.batch_sizes, dtype=np.float64)
     deviation = (sizes - count * probability) / math.sqrt(count * probability * (1 - probability))
@@ -233,7 +233,7 @@ def _sampling(spec: SelfcheckSpec, secret: bytes) -> Check:
 
 def _influence(mechanism: Mechanism, secret: bytes) -> Check:
     """Neighbouring runs under one secret: what is left of the difference is one unit."""
-    one_step = probe_mechanism(mechanism.noise_multiplier, 1.0, 1)
+    one_step = probe_mechanism(mechanism.noise_multiplier, 1.0, 1, mechanism.noise)
     width = np.zeros(4, dtype=np.bool_)
     streams = _streams(secret, "influence")
     without = observe(one_step, width, streams, units=background())
@@ -259,7 +259,9 @@ def _influence(mechanism: Mechanism, secret: bytes) -> Check:
 def _own_rate(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Claim) -> Check:
     """Fewer steps than the run's only make the attack weaker, so the claim must hold for them."""
     steps = min(mechanism.steps, _MOST_STEPS)
-    tiny = probe_mechanism(mechanism.noise_multiplier, mechanism.sampling_probability, steps)
+    tiny = probe_mechanism(
+        mechanism.noise_multiplier, mechanism.sampling_probability, steps, mechanism.noise
+    )
     streams = _streams(secret, "own rate")
     included = KeyedStreams(secret).stream("selfcheck.own-rate").coins(_OWN_RATE_CANARIES)
     seen = observe(tiny, included, streams, units=background())

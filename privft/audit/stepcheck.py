@@ -24,7 +24,7 @@ from privft.audit.selfcheck import Check
 from privft.budget.mechanism import Mechanism
 from privft.training.clipping import UnitGradients, clip_factors, unit_norms
 from privft.training.examples import UnitExamples
-from privft.training.loop import clipped_sum
+from privft.training.loop import clipped_sum, grid_for
 from privft.training.losses import TrainedModel
 
 _COMPANION_LIMIT = 0.02
@@ -45,7 +45,7 @@ def check_step(
     units = [encode(unit) for unit in _made_up(vocabulary, task, max_length)]
     gradients_of = UnitGradients(model)
     return [
-        _influence(gradients_of, units, mechanism.clip_norm),
+        _influence(gradients_of, units, mechanism),
         _coverage(gradients_of, units),
         _companions(gradients_of, units, mechanism.clip_norm),
     ]
@@ -72,10 +72,17 @@ def _size(change: Mapping[str, torch.Tensor]) -> float:
 
 
 def _influence(
-    gradients_of: UnitGradients, units: Sequence[UnitExamples], clip_norm: float
+    gradients_of: UnitGradients, units: Sequence[UnitExamples], mechanism: Mechanism
 ) -> Check:
+    clip_norm, grid = mechanism.clip_norm, grid_for(mechanism, gradients_of)
+
     def total(some: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
-        return clipped_sum(gradients_of, some, clip_norm=clip_norm, token_budget=_TOKEN_BUDGET)
+        sums = clipped_sum(
+            gradients_of, some, clip_norm=clip_norm, token_budget=_TOKEN_BUDGET, grid=grid
+        )
+        return (
+            sums if grid is None else {n: value.double() * grid.step for n, value in sums.items()}
+        )
 
     whole = total(units)
     largest = 0.0

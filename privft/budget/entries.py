@@ -160,6 +160,7 @@ class MechanismBody(Body):
     steps: Annotated[int, Field(ge=1)]
     expected_batch_size: Annotated[float, Field(gt=0)]
     normaliser: Literal["expected-batch-size"]
+    noise: Literal["gaussian", "discrete-gaussian"]
 
 
 class CostBody(Body):

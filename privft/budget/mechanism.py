@@ -105,6 +105,8 @@ class Mechanism:
     steps: how many noisy steps there are, empty samples included.
     expected_batch_size: the divisor of the noisy sum; declared, never the realised size.
     normaliser: says so in words, because reports quote it.
+    noise: floating-point deviates, or whole numbers that are safe from attacks on low bits
+        (`training.discrete` says why the same event accounts for both).
     """
 
     unit: Unit
@@ -116,6 +118,7 @@ class Mechanism:
     steps: int
     expected_batch_size: float
     normaliser: Literal["expected-batch-size"] = "expected-batch-size"
+    noise: Literal["gaussian", "discrete-gaussian"] = "gaussian"
 
     def __post_init__(self) -> None:
         _require(self.unit in ("record", "subject"), f"expected a known unit, got {self.unit!r}")
@@ -124,6 +127,10 @@ class Mechanism:
             == ("add-remove", "poisson", "expected-batch-size"),
             "expected add-remove adjacency, a poisson sampler and the expected batch size as "
             f"divisor, got {self.adjacency!r}, {self.sampler!r}, {self.normaliser!r}",
+        )
+        _require(
+            self.noise in ("gaussian", "discrete-gaussian"),
+            f"expected gaussian or discrete-gaussian noise, got {self.noise!r}",
         )
         _require(
             math.isfinite(self.clip_norm) and self.clip_norm > 0,

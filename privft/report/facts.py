@@ -116,6 +116,7 @@ class MechanismFacts(Strict):
     steps: Annotated[int, Field(ge=1)]
     expected_batch_size: Positive
     normaliser: Literal["expected-batch-size"]
+    noise: Literal["gaussian", "discrete-gaussian"]
 
 
 class Noise(Strict):

@@ -48,6 +48,7 @@ def mechanism_with(config: RunConfig, noise: float) -> Mechanism:
         clip_norm=privacy.max_grad_norm,
         steps=privacy.max_steps,
         expected_batch_size=float(privacy.expected_batch_size),
+        noise="discrete-gaussian" if privacy.secure_noise else "gaussian",
     )
 
 

@@ -17,7 +17,7 @@ from privft.budget.mechanism import Event
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
 from privft.report import claim
-from privft.stages.planning import SECURE_NOISE, approvals_of
+from privft.stages.planning import approvals_of
 from privft.training import noise
 
 _LICENCES = {
@@ -66,12 +66,9 @@ def gather(
         ),
         "mechanism": plan.mechanism,
         "events": [event.to_dict() for event in events],
-        "noise": {
-            "generator": "AES-256-CTR keyed by HMAC-SHA-256 of (run secret, step, parameter)",
-            "precision": noise.PRECISION,
-            "secure": SECURE_NOISE,
-            "caveat": noise.CAVEAT,
-        },
+        "noise": noise.describe(
+            plan.the_mechanism(), numbers=trained_parameters, epsilon=plan.cost["epsilon_pld"]
+        ),
         "data": {
             "dataset": plan.dataset,
             "lineage": plan.lineage,

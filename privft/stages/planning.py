@@ -32,8 +32,6 @@ from privft.stages.data import check_extends, dataset_entry, newest_root, policy
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
-SECURE_NOISE = False  # plain float64; see training.noise
-
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
@@ -90,7 +88,7 @@ def plan_facts(
         unit=plan.mechanism["unit"],
         declared_units=config.privacy.declared_units,
         suite=plan.suite,
-        secure_noise=SECURE_NOISE,
+        secure_noise=plan.mechanism["noise"] == "discrete-gaussian",
         recipients=recipient_kinds(workspace, plan.dataset),
         operator=operator,
         approvers=approvers,

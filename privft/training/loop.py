@@ -31,6 +31,7 @@ from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
 from privft.training.checkpoint import pack_state, restore_state, state_digest
 from privft.training.clipping import UnitGradients, add_clipped
+from privft.training.discrete import Grid, add_rounded, grid_of
 from privft.training.examples import UnitExamples, choose_records, microbatches
 from privft.training.losses import TrainedModel
 from privft.training.noise import add_noise
@@ -132,19 +133,35 @@ def clipped_sum(
     *,
     clip_norm: float,
     token_budget: int,
+    grid: Grid | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The sum over `units` of their clipped gradients: float64, by parameter name.
+    """The sum over `units` of their clipped gradients: float64, by parameter name; with a `grid`
+    in whole numbers of its steps, int64.
 
     Guarantees: adding or removing one unit changes the result by at most `clip_norm` in l2 norm
-    (but for the rounding of the float64 sum).
+    (but for the rounding of the float64 sum; with a grid exactly).
     """
     totals = {
-        name: torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
+        name: torch.zeros(
+            parameter.shape,
+            dtype=torch.float64 if grid is None else torch.int64,
+            device=parameter.device,
+        )
         for name, parameter in gradients_of.parameters.items()
     }
     for batch in microbatches(units, token_budget=token_budget):
-        add_clipped(totals, gradients_of(batch), clip_norm)
+        if grid is None:
+            add_clipped(totals, gradients_of(batch), clip_norm)
+        else:
+            add_rounded(totals, gradients_of(batch), grid)
     return totals
+
+
+def grid_for(mechanism: Mechanism, gradients_of: UnitGradients) -> Grid | None:
+    """The grid on which this mechanism sums, or None where it sums in floating point."""
+    if mechanism.noise == "gaussian":
+        return None
+    return grid_of(mechanism, sum(p.numel() for p in gradients_of.parameters.values()))
 
 
 def train(
@@ -178,6 +195,7 @@ def train(
     gradients_of = UnitGradients(model)
     parameters = gradients_of.parameters
     optimizer = make_optimizer(parameters, optimisation)
+    grid = grid_for(mechanism, gradients_of)
     first = 0 if resume is None else restore_state(resume, parameters, optimizer)
     for step in range(first, mechanism.steps):
         journal(step, state_digest(parameters, optimizer, step=step, context=context))
@@ -192,6 +210,7 @@ def train(
             sampled,
             clip_norm=mechanism.clip_norm,
             token_budget=performance.token_budget,
+            grid=grid,
         )
         noisy = add_noise(sums, mechanism, streams=streams, step=step)
         del sums

@@ -51,6 +51,12 @@ def failed(spec: SelfcheckSpec = SPEC, secret: int = 3) -> set[str]:
     return {check.check for check in checks if not check.ok}
 
 
+def test_discrete_noise_passes_the_same_checks() -> None:
+    discrete = dataclasses.replace(MECHANISM, noise="discrete-gaussian")
+    checks = check_mechanism(SPEC, bytes([5]) * 32, mechanism=discrete, claim=CLAIM)
+    assert [check.check for check in checks if not check.ok] == []
+
+
 def test_the_mechanism_as_it_is_passes_and_the_attack_sees_most_of_theory() -> None:
     spec = load_suite("quick")[0].selfcheck
     checks = check_mechanism(spec, bytes([7]) * 32, mechanism=MECHANISM, claim=CLAIM)

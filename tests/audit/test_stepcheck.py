@@ -48,12 +48,12 @@ def encode(unit: Mapping[str, Any]) -> UnitExamples:
     return UnitExamples(key=unit["unit"], examples=tuple(examples))
 
 
-def checked(model: TrainedModel, clip_norm: float = 0.1) -> list[Check]:
+def checked(model: TrainedModel, clip_norm: float = 0.1, **more: Any) -> list[Check]:
     return stepcheck.check_step(
         model,
         encode,
         Vocabulary(words=WORDS, labels=LABELS),
-        mechanism=mechanism(clip_norm=clip_norm),
+        mechanism=mechanism(clip_norm=clip_norm, **more),
         task=model.task,  # type: ignore[arg-type]
         max_length=32,
     )
@@ -72,6 +72,13 @@ def test_a_sound_model_passes_whatever_is_clipped(kind: str, clip_norm: float) -
     found = checked(MODELS[kind](), clip_norm)
     assert [check.check for check in found if not check.ok] == []
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_whole_numbers_pass_too_and_companions_change_no_bit(kind: str) -> None:
+    found = checked(MODELS[kind](), noise="discrete-gaussian")
+    assert [check.check for check in found if not check.ok] == []
+    assert found[COMPANIONS].detail.endswith("in 0 of 8 cases")
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -99,6 +99,7 @@ def made_up_facts() -> dict[str, Any]:
             "steps": STEPS,
             "expected_batch_size": 96.0,
             "normaliser": "expected-batch-size",
+            "noise": "gaussian",
         },
         "events": [
             {
