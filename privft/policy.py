@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -141,14 +142,6 @@ class Policy(Strict):
         return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
 
 
-def _at_most(new: Any, old: Any) -> bool:
-    return bool(new <= old)
-
-
-def _at_least(new: Any, old: Any) -> bool:
-    return bool(new >= old)
-
-
 def _subset(new: Iterable[str], old: Iterable[str]) -> bool:
     return set(new) <= set(old)
 
@@ -168,18 +161,18 @@ def _sooner(new: int | None, old: int | None) -> bool:
 
 _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "units": _subset,
-    "max_epsilon_per_run": _at_most,
-    "total_epsilon": _at_most,
-    "total_delta": _at_most,
-    "delta_factor": _at_most,
-    "min_declared_units": _at_least,
-    "two_accountants": _at_least,
+    "max_epsilon_per_run": operator.le,
+    "total_epsilon": operator.le,
+    "total_delta": operator.le,
+    "delta_factor": operator.le,
+    "min_declared_units": operator.ge,
+    "two_accountants": operator.ge,
     "required_suite": _later_suite,
-    "approvals": _at_least,
-    "four_eyes": _at_least,
-    "secure_noise": _at_least,
+    "approvals": operator.ge,
+    "four_eyes": operator.ge,
+    "secure_noise": operator.ge,
     "recipients_allowed": _subset,
-    "may_show_private_metrics": _at_most,
+    "may_show_private_metrics": operator.le,
     "retention_days": _sooner,
     "witness_within": _younger,
     "public_outputs": _subset,
