@@ -49,16 +49,27 @@ _SHIFT = _constants("shift", BANDS * _PER_BAND)[:, None]
 _FOLD = _constants("fold", _PER_BAND)
 
 
+class _WordHashes(dict[str, int]):
+    """The 64-bit hash of each word that was asked for; of boundedly many, then it starts again."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _WORDS_REMEMBERED:
+            self.clear()
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        number = self[word] = int.from_bytes(digest, "little")
+        return number
+
+
 class Sketcher:
-    """Makes sketches; remembers the hashes of frequent words, and of boundedly many."""
+    """Makes sketches; remembers the hashes of frequent words."""
 
     def __init__(self) -> None:
-        self._words: dict[str, int] = {}
+        self._hash_of = _WordHashes().__getitem__
 
     def bands(self, text: str) -> NDArray[np.uint64]:
         """The four bands of a text."""
         words = _WORD.findall(_DIGIT.sub("0", text.lower()))
-        hashes = np.array([self._words.get(word) or self._hash(word) for word in words], np.uint64)
+        hashes = np.fromiter(map(self._hash_of, words), np.uint64, len(words))
         if len(hashes) == 0:
             hashes = np.zeros(1, dtype=np.uint64)
         if len(hashes) < _SHINGLE_WORDS:
@@ -74,13 +85,6 @@ class Sketcher:
         minima = spread.min(axis=1).reshape(BANDS, _PER_BAND)
         folded: NDArray[np.uint64] = (minima * _FOLD).sum(axis=1, dtype=np.uint64)
         return folded
-
-    def _hash(self, word: str) -> int:
-        if len(self._words) >= _WORDS_REMEMBERED:
-            self._words.clear()
-        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-        number = self._words[word] = int.from_bytes(digest, "little")
-        return number
 
 
 def record_text(record: Mapping[str, Any]) -> str:

@@ -270,8 +270,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     source = write_jsonl(tmp_path / "a.jsonl", rows(3, patients=3))
     stream = adding.stream_rows
 
-    def meddling(path: Path) -> Any:
-        yield from stream(path)
+    def meddling(path: Path, **options: Any) -> Any:
+        yield from stream(path, **options)
         write_jsonl(path, rows(4, patients=3))
 
     monkeypatch.setattr(adding, "stream_rows", meddling)

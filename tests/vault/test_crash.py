@@ -118,7 +118,7 @@ def plain_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows without the libraries that read files: they start threads, which do not survive fork."""
     import json
 
-    def stream(source: Path) -> Iterator[Row]:
+    def stream(source: Path, **_: Any) -> Iterator[Row]:
         for number, line in enumerate(source.read_text().splitlines(), start=1):
             yield Row(line=number, columns=json.loads(line))
 
