@@ -67,6 +67,8 @@ _INSTEAD = {
     "packing": "nothing: packing mixes records, and a unit's gradient must be its own",
     "trust_remote_code": "nothing: code that comes with a model is never run",
     "push_to_hub": "nothing: privft has no network; privft release is the only exit",
+    "adaptive_clipping": "privacy.clipping: automatic, which needs no threshold to be learnt; an "
+    "adaptive one would have to spend budget on its own noisy counts, which privft does not do",
     "report_to": "nothing: privft sends nothing anywhere",
     "bf16": "model.dtype: bfloat16",
     "fp16": "model.dtype: bfloat16 (float16 overflows)",
@@ -119,6 +121,8 @@ class LoraConfig(Strict):
     lora_alpha: Annotated[int, Field(ge=1)] = 16
     target_modules: Literal["all-linear"] | _Words = "all-linear"
     use_rslora: bool = False
+    freeze_a: bool = False
+    """Train B alone (FFA-LoRA, Sun et al. 2024): noise then enters the product only once."""
     layers_to_transform: (
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None
     ) = None
@@ -136,6 +140,10 @@ class PrivacyConfig(Strict):
     delta: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
     max_grad_norm: _Positive = 1.0
     """The clip norm: the most that one unit may move the sum of gradients."""
+    clipping: Literal["flat", "automatic", "per-layer"] = "flat"
+    """How a unit's gradient is brought within it: scaled down where it is longer (flat, Abadi et
+    al. 2016), always scaled to nearly that length (automatic: AUTO-S of Bu et al. 2023), or each
+    layer scaled down to its equal part (per-layer, McMahan et al. 2018).  The cost is the same."""
     expected_batch_size: _Count
     """Units expected in a step; the sampling probability is this over declared_units."""
     max_steps: _Count

@@ -78,7 +78,12 @@ def _influence(
 
     def total(some: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
         sums = clipped_sum(
-            gradients_of, some, clip_norm=clip_norm, token_budget=_TOKEN_BUDGET, grid=grid
+            gradients_of,
+            some,
+            clip_norm=clip_norm,
+            token_budget=_TOKEN_BUDGET,
+            clipping=mechanism.clipping,
+            grid=grid,
         )
         return (
             sums if grid is None else {n: value.double() * grid.step for n, value in sums.items()}

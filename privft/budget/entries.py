@@ -161,6 +161,7 @@ class MechanismBody(Body):
     expected_batch_size: Annotated[float, Field(gt=0)]
     normaliser: Literal["expected-batch-size"]
     noise: Literal["gaussian", "discrete-gaussian"]
+    clipping: Literal["flat", "automatic", "per-layer"]
 
 
 class CostBody(Body):

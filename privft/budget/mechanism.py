@@ -28,6 +28,7 @@ from typing import Any, Literal
 from privft.errors import AccountingError
 
 Unit = Literal["record", "subject"]
+Clipping = Literal["flat", "automatic", "per-layer"]
 Adjacency = Literal["add-remove", "substitute"]
 
 
@@ -105,6 +106,8 @@ class Mechanism:
     steps: how many noisy steps there are, empty samples included.
     expected_batch_size: the divisor of the noisy sum; declared, never the realised size.
     normaliser: says so in words, because reports quote it.
+    clipping: how a gradient is brought within `clip_norm` (`training.clipping`); the bound, which
+        is all that accounting needs, is the same for each.
     noise: floating-point deviates, or whole numbers that are safe from attacks on low bits
         (`training.discrete` says why the same event accounts for both).
     """
@@ -119,6 +122,7 @@ class Mechanism:
     expected_batch_size: float
     normaliser: Literal["expected-batch-size"] = "expected-batch-size"
     noise: Literal["gaussian", "discrete-gaussian"] = "gaussian"
+    clipping: Clipping = "flat"
 
     def __post_init__(self) -> None:
         _require(self.unit in ("record", "subject"), f"expected a known unit, got {self.unit!r}")
@@ -131,6 +135,10 @@ class Mechanism:
         _require(
             self.noise in ("gaussian", "discrete-gaussian"),
             f"expected gaussian or discrete-gaussian noise, got {self.noise!r}",
+        )
+        _require(
+            self.clipping in ("flat", "automatic", "per-layer"),
+            f"expected flat, automatic or per-layer clipping, got {self.clipping!r}",
         )
         _require(
             math.isfinite(self.clip_norm) and self.clip_norm > 0,

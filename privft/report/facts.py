@@ -117,6 +117,7 @@ class MechanismFacts(Strict):
     expected_batch_size: Positive
     normaliser: Literal["expected-batch-size"]
     noise: Literal["gaussian", "discrete-gaussian"]
+    clipping: Literal["flat", "automatic", "per-layer"]
 
 
 class Noise(Strict):

@@ -49,6 +49,7 @@ def mechanism_with(config: RunConfig, noise: float) -> Mechanism:
         steps=privacy.max_steps,
         expected_batch_size=float(privacy.expected_batch_size),
         noise="discrete-gaussian" if privacy.secure_noise else "gaussian",
+        clipping=privacy.clipping,
     )
 
 

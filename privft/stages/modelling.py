@@ -103,6 +103,7 @@ class Workbench:
                 target_modules=config.lora.target_modules,
                 layers_to_transform=config.lora.layers_to_transform,
                 use_rslora=config.lora.use_rslora,
+                freeze_a=config.lora.freeze_a,
             )
         if config.task == "causal-lm":
             assert spec is not None

@@ -3,6 +3,15 @@
 `products` gives one gradient a unit for every trained layer.  Here a unit is clipped as a whole,
 over all trained parameters together, and the clipped gradients are summed.
 
+How (C is the clip norm, n a unit's norm), each with a sensitivity of C:
+    flat        times min(1, C / n)                         Abadi et al. 2016, Algorithm 1
+    automatic   times C / (n + 0.01), AUTO-S                Bu et al. 2023, arXiv 2206.07136: all
+                units weigh nearly alike, and the learning rate takes over the clip norm's part
+    per-layer   each of L layers to C / sqrt(L)             McMahan et al. 2018, arXiv 1710.06963:
+                coarser, of use where a few layers dwarf the others
+A clip norm that adapts to a quantile of the norms (Andrew et al. 2021) is not offered: its count
+is one more query on the data, to be noised and charged together with the sum.
+
 Guarantees (DESIGN.md, invariant 2):
     - a unit's gradient is the mean over its records of each record's mean loss per label token;
     - its l2 norm after clipping is at most `clip_norm`, in float64 too: where it is scaled down,
@@ -15,17 +24,21 @@ Guarantees (DESIGN.md, invariant 2):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
+from privft.budget.mechanism import Clipping
 from privft.errors import InputError
 from privft.training.examples import UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.products import UnitProducts
 
 _HAIR = 1.0 - 2.0**-40
+AUTOMATIC_STABILITY = 0.01
+"""What AUTO-S adds to the norm (gamma of Bu et al. 2023, their recommended value)."""
 
 
 class UnitGradients:
@@ -87,13 +100,43 @@ def clip_factors(norms_U: torch.Tensor, clip_norm: float) -> torch.Tensor:
     return torch.where(torch.isfinite(norms_U), factors, torch.zeros_like(norms_U))
 
 
+def unit_factors(
+    gradients: Mapping[str, torch.Tensor], clip_norm: float, clipping: Clipping
+) -> dict[str, list[float]]:
+    """What each unit's gradient of each parameter is multiplied by: U numbers by name.
+
+    Guarantees: a unit's whole gradient then has an l2 norm of at most `clip_norm`.
+    """
+    norms_U = unit_norms(gradients)
+    if clipping == "flat":
+        factors_U = clip_factors(norms_U, clip_norm).tolist()
+        return dict.fromkeys(gradients, factors_U)
+    if clipping == "automatic":
+        automatic_U = clip_norm * _HAIR / (norms_U + AUTOMATIC_STABILITY)
+        kept_U = torch.where(torch.isfinite(norms_U), automatic_U, torch.zeros_like(norms_U))
+        return dict.fromkeys(gradients, kept_U.tolist())
+    layers = sorted({name.rpartition(".")[0] for name in gradients})
+    share = clip_norm / math.sqrt(len(layers)) * _HAIR
+    factors = {}
+    for layer in layers:
+        own = {n: g for n, g in gradients.items() if n.rpartition(".")[0] == layer}
+        layer_U = clip_factors(unit_norms(own), share)
+        # one layer that is not finite takes the unit out as a whole
+        kept_U = torch.where(torch.isfinite(norms_U), layer_U, torch.zeros_like(layer_U))
+        factors.update(dict.fromkeys(own, kept_U.tolist()))
+    return factors
+
+
 def add_clipped(
-    totals: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], clip_norm: float
+    totals: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor],
+    clip_norm: float,
+    clipping: Clipping = "flat",
 ) -> None:
     """Add each unit's clipped gradient to `totals` (float64, by name), in place, unit by unit, so
     that the sum does not depend on how units were dealt to microbatches."""
-    factors = clip_factors(unit_norms(gradients), clip_norm).tolist()
+    factors = unit_factors(gradients, clip_norm, clipping)
     for name, gradient in gradients.items():
-        for row, factor in zip(gradient, factors, strict=True):
-            if factor:  # a gradient that is not finite has the factor 0
+        for row, factor in zip(gradient, factors[name], strict=True):
+            if factor:  # a unit whose gradient is not finite has factors of 0
                 totals[name].add_(row.double(), alpha=factor)

@@ -54,9 +54,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from privft.budget.mechanism import Mechanism
+from privft.budget.mechanism import Clipping, Mechanism
 from privft.randomness import Stream
-from privft.training.clipping import clip_factors, unit_norms
+from privft.training.clipping import unit_factors
 
 _CLIP_BITS = 31  # the clip norm is between 2^30 and 2^31 steps, so squares fit into int64
 _SLACK = 1.0 - 2.0**-20  # for rounding in norms and factors; step 2 above is what decides
@@ -103,19 +103,22 @@ def extra_delta(mechanism: Mechanism, numbers: int, epsilon: float) -> float:
 
 
 def add_rounded(
-    totals: Mapping[str, torch.Tensor], gradients: Mapping[str, torch.Tensor], grid: Grid
+    totals: Mapping[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor],
+    grid: Grid,
+    clipping: Clipping = "flat",
 ) -> None:
     """Add each unit's clipped and rounded gradient to `totals` (int64, by name), in place.
 
     Guarantees: a unit adds whole numbers whose squared norm is at most `grid.most_squared`.
     """
-    factors = clip_factors(unit_norms(gradients), grid.target).tolist()
-    for unit, factor in enumerate(factors):
-        if not factor:  # a gradient that is not finite has the factor 0
-            continue
+    factors = unit_factors(gradients, grid.target, clipping)
+    for unit in range(len(next(iter(factors.values())))):
+        # a unit whose gradient is not finite has factors of 0
         rounded = {
-            name: (gradient[unit].double() * factor).div_(grid.step).round_()
+            name: (gradient[unit].double() * factors[name][unit]).div_(grid.step).round_()
             for name, gradient in gradients.items()
+            if factors[name][unit]
         }
         # In floating point first, so that squares of whole numbers cannot overflow below.
         roughly = sum(float(value.square().sum()) for value in rounded.values())

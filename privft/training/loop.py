@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from privft.budget.mechanism import Mechanism
+from privft.budget.mechanism import Clipping, Mechanism
 from privft.randomness import KeyedStreams
 from privft.training.checkpoint import pack_state, restore_state, state_digest
 from privft.training.clipping import UnitGradients, add_clipped
@@ -133,6 +133,7 @@ def clipped_sum(
     *,
     clip_norm: float,
     token_budget: int,
+    clipping: Clipping = "flat",
     grid: Grid | None = None,
 ) -> dict[str, torch.Tensor]:
     """The sum over `units` of their clipped gradients: float64, by parameter name; with a `grid`
@@ -151,9 +152,9 @@ def clipped_sum(
     }
     for batch in microbatches(units, token_budget=token_budget):
         if grid is None:
-            add_clipped(totals, gradients_of(batch), clip_norm)
+            add_clipped(totals, gradients_of(batch), clip_norm, clipping)
         else:
-            add_rounded(totals, gradients_of(batch), grid)
+            add_rounded(totals, gradients_of(batch), grid, clipping)
     return totals
 
 
@@ -210,6 +211,7 @@ def train(
             sampled,
             clip_norm=mechanism.clip_norm,
             token_budget=performance.token_budget,
+            clipping=mechanism.clipping,
             grid=grid,
         )
         noisy = add_noise(sums, mechanism, streams=streams, step=step)

@@ -80,7 +80,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 def no_clipping(patch: pytest.MonkeyPatch) -> None:
     """no clipping"""
 
-    def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
+    def add(totals: Mapping[str, torch.Tensor], gradients: Any, clip: float, *_: Any) -> None:
         for name, gradient in gradients.items():
             totals[name].add_(torch.nan_to_num(gradient).sum(0))
 
@@ -105,7 +105,7 @@ def records_clipped_one_by_one(patch: pytest.MonkeyPatch) -> None:
 def non_finite_gradients_kept(patch: pytest.MonkeyPatch) -> None:
     """a gradient that is not a number gets in"""
 
-    def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
+    def add(totals: Mapping[str, torch.Tensor], gradients: Any, clip: float, *_: Any) -> None:
         squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients.values())
         factors = clip / torch.clamp(squares.sqrt(), min=clip)
         for name, gradient in gradients.items():
@@ -129,7 +129,7 @@ def noise_per_microbatch(patch: pytest.MonkeyPatch) -> None:
     """noise per microbatch"""
     sound, draw = loop.add_clipped, np.random.default_rng(0)
 
-    def add(totals: Mapping[str, torch.Tensor], gradients: Mapping[str, Any], clip: float) -> None:
+    def add(totals: Mapping[str, torch.Tensor], gradients: Any, clip: float, *_: Any) -> None:
         sound(totals, gradients, clip)
         for total in totals.values():
             total.add_(torch.from_numpy(draw.normal(0, clip, tuple(total.shape))))

@@ -100,6 +100,7 @@ def made_up_facts() -> dict[str, Any]:
             "expected_batch_size": 96.0,
             "normaliser": "expected-batch-size",
             "noise": "gaussian",
+            "clipping": "flat",
         },
         "events": [
             {

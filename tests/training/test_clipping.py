@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from privft.training.clipping import (
     UnitGradients,
     add_clipped,
     clip_factors,
+    unit_factors,
     unit_norms,
 )
 from privft.training.examples import IGNORED, UnitExamples
@@ -135,3 +138,45 @@ def test_trained_parameters_outside_linear_layers_are_refused() -> None:
     model.module.get_base_model().model.norm.weight.requires_grad_(True)
     with pytest.raises(ValueError, match="linear layers only"):
         UnitGradients(model)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer"])
+def test_every_kind_of_clipping_keeps_to_the_clip_norm(clipping: str) -> None:
+    torch.manual_seed(0)
+    for scale in (0.0, 1e-6, 0.01, 1.0, 1e6, 1e30):
+        gradients = {
+            "a.weight": torch.randn(40, 30, 5) * scale,
+            "a.bias": torch.randn(40, 30) * scale,
+            "b.weight": torch.randn(40, 7) * scale * 20,
+        }
+        norms = torch.zeros(40, dtype=torch.float64)
+        for name, factors in unit_factors(gradients, 0.1, clipping).items():
+            clipped = gradients[name].double().flatten(1) * torch.tensor(factors, dtype=torch.float64)[:, None]
+            norms += clipped.square().sum(1)
+        assert float(norms.max().sqrt()) <= 0.1
+        if scale >= 1:
+            assert float(norms.min().sqrt()) > 0.095
+
+
+def test_automatic_clipping_is_auto_s() -> None:
+    gradients = {"w": torch.tensor([[3.0, 4.0], [0.03, 0.04]])}
+    long, short = unit_factors(gradients, 2.0, "automatic")["w"]
+    assert long == pytest.approx(2 / 5.01)
+    assert short == pytest.approx(2 / 0.06)
+
+
+def test_per_layer_clipping_gives_each_layer_its_part() -> None:
+    gradients = {
+        "a.weight": torch.tensor([[3.0]]),
+        "a.bias": torch.tensor([[4.0]]),
+        "b.weight": torch.tensor([[0.1]]),
+    }
+    factors = unit_factors(gradients, 1.0, "per-layer")
+    assert factors["a.weight"] == factors["a.bias"] == [pytest.approx(1 / math.sqrt(2) / 5)]
+    assert factors["b.weight"] == [1.0]
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic", "per-layer"])
+def test_one_layer_that_is_not_finite_takes_the_unit_out(clipping: str) -> None:
+    gradients = {"a.weight": torch.tensor([[1.0]]), "b.weight": torch.tensor([[math.nan]])}
+    assert unit_factors(gradients, 1.0, clipping) == {"a.weight": [0.0], "b.weight": [0.0]}
