@@ -59,6 +59,7 @@ class Strict(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        defer_build=True,  # most commands never validate one: 0.1 s of each start
     )
 
 

@@ -49,7 +49,9 @@ Files = dict[Annotated[str, Field(min_length=1, max_length=500)], Sha256]
 class Body(BaseModel):
     """What all bodies share: strict types, no unknown field, no default."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class WorkspaceCreated(Body):

@@ -287,10 +287,14 @@ class History:
 
     def charge_for(self, run: str, steps: int) -> tuple[Event, ...]:
         """What a reserved run costs when `steps` of its steps drew noise."""
-        record = self.run(run)
-        if not 0 <= steps <= record.steps:
-            raise OrderError(f"run {run} reserved {record.steps} steps, and {steps} are charged")
-        main, *others = record.charged
+        if run not in self._runs:
+            raise OrderError(f"run {run} is not in the ledger")
+        charged: tuple[Event, ...] = self._runs[run]["charged"]
+        main, *others = charged
+        if not 0 <= steps <= main.count:
+            raise OrderError(f"run {run} reserved {main.count} steps, and {steps} are charged")
+        if steps == main.count:
+            return charged
         return (replace(main, count=steps), *others) if steps else tuple(others)
 
     def apply(self, entry: Entry) -> None:
@@ -319,6 +323,12 @@ class History:
         self.size = entry.index + 1
         self.last_time = entry.time
 
+    def pass_over(self, kind: str, index: int, time: str) -> None:
+        """What `apply` does for kinds that change nothing but where things stand."""
+        self.positions["kind", kind].append(index)
+        self.size = index + 1
+        self.last_time = time
+
     def _add_dataset(self, body: Mapping[str, Any]) -> None:
         self.datasets[body["dataset"]] = body["lineage"]
         if body["lineage"] not in self._budgets:
@@ -333,9 +343,11 @@ class History:
             sampling_probability=mechanism["sampling_probability"],
             count=mechanism["steps"],
         )
-        events = [Event.from_dict(event) for event in body["events"]]
-        events.remove(main)
-        charged = (main, *events)
+        charged: tuple[Event, ...] = (main,)
+        if len(body["events"]) > 1:
+            events = [Event.from_dict(event) for event in body["events"]]
+            events.remove(main)
+            charged = (main, *events)
         self._runs[body["run"]] = {
             "run": body["run"],
             "dataset": body["dataset"],

@@ -31,6 +31,7 @@ _PLDA = "DPBayes/PLD-Accountant tests/test_compute_epsilon.py"
 _MSR = "microsoft/prv_accountant, as in opacus tests/prv_accountant.py"
 _JAX = "jax_privacy accounting.py, doctest"
 _RDP = "dp_accounting rdp_privacy_accountant_test.py"
+_PLD = "dp_accounting pld_privacy_accountant_test.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,21 @@ REFERENCES: tuple[Reference, ...] = (
     _row("pld", _one(0.8, 0.001, 1000), 0.467695, 2e-3, "dp_accounting 0.6.0, grid 1e-4"),
     _row("pld", _one(0.7, 0.01, 120), 2.4612381, 2e-3, _TF, delta=1e-5),
     _row("rdp", _one(0.7, 0.01, 120), 3.2392676, 2e-3, _TF, delta=1e-5),
+    # n = 60000, batch 150, 15 epochs; n = 100000, batch 100, 30 epochs
+    _row("rdp", _one(1.3, 150 / 60000, 6000), 0.7242234026109595, 1e-4, _TF, delta=1e-5),
+    _row("rdp", _one(1.0, 100 / 100000, 30000), 1.4154988495444842, 1e-4, _TF, delta=1e-7),
+    # two epochs without sampling; microbatches double the sensitivity, which halves the noise
+    _row("pld", _one(0.7, 1.0, 2), 10.1224946, 1e-4, _TF, delta=1e-5),
+    _row("rdp", _one(0.7, 1.0, 2), 10.8602036, 1e-4, _TF, delta=1e-5),
+    _row("pld", _one(0.35, 1.0, 2), 24.7160779, 1e-4, _TF, delta=1e-5),
+    _row("rdp", _one(0.35, 1.0, 2), 26.2880374, 1e-4, _TF, delta=1e-5),
+    _row("pld", _one(0.35, 0.01, 120), 18.6977407, 1e-4, _TF, delta=1e-5),
+    _row("rdp", _one(0.35, 0.01, 120), 22.6248601, 1e-4, _TF, delta=1e-5),
+    # the printed statement: 10000 examples, batch 64, 5 epochs, noise 2, microbatches
+    _row("pld", _one(1.0, 0.0064, 782), 1.199, 1.5e-3, _TF),
+    _row("rdp", _one(1.0, 0.0064, 782), 1.616, 1.5e-3, _TF),
+    _row("pld", _one(1.0, 1.0, 5), 12.595, 1.5e-3, _TF),
+    _row("rdp", _one(1.0, 1.0, 5), 13.376, 1.5e-3, _TF),
     _row("pld", _one(3.0, 0.1, 512), 3.77, 1e-2, _JAX),
     _row("noise", _one(3.0, 0.1, 512), 9.66, 2e-2, _JAX, at=1.0),
     _row("steps", _one(3.0, 0.1, 512), 155, 0, _JAX, at=2.0),
@@ -151,18 +167,32 @@ REFERENCES: tuple[Reference, ...] = (
     _row(
         "delta", _one(1.0, 1.0, 1), 0.126936737507, 1e-8, "Balle and Wang, arXiv 1805.06530", at=1.0
     ),
+    # three Gaussians of noise sqrt(3) are one of noise 1; three sampled ones of noise 0.5
+    _row("delta", _one(3**0.5, 1.0, 3), 0.126936, 1e-3, _PLD, at=1.0),
+    _row("delta", _one(0.5, 0.2, 3), 0.15594, 1e-3, _PLD, at=1.0),
     *(
         _row("pld", _one(noise, probability, steps), published, 1.5e-3, _MSR, less=0.01)
         for noise, probability, steps, published in (
             (0.8, 0.001, 100, 0.270403364058),
+            (2.0, 0.001, 100, 0.029104536948),
+            (0.8, 0.05, 100, 6.741051939414),
             (1.5, 0.05, 100, 1.953853135684),
             (3.0, 0.05, 100, 0.767933789666),
+            (0.8, 0.2, 100, 24.333664177923),
+            (1.5, 0.2, 100, 8.498977859122),
             (2.0, 0.2, 100, 5.672055608824),
+            (3.0, 0.2, 100, 3.381220510222),
+            (0.8, 0.001, 1000, 0.477771266185),
+            (1.5, 0.05, 1000, 6.209969246577),
             (2.0, 0.05, 1000, 4.172799866689),
+            (3.0, 0.05, 1000, 2.527574326060),
             (1.5, 0.001, 1000, 0.099820660231),
+            (1.5, 0.001, 20000, 0.437005108655),
             (3.0, 0.001, 20000, 0.194031030686),
-            (0.8, 0.001, 50000, 2.034514807716),
             (3.0, 0.05, 20000, 13.961114699237),
+            (0.8, 0.001, 50000, 2.034514807716),
+            (2.0, 0.001, 50000, 0.491354910211),
+            (0.8, 0.001, 100000, 2.924622119350),
         )
     ),
 )

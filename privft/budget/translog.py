@@ -94,16 +94,20 @@ class Tree:
 
     def append(self, leaf: bytes) -> None:
         """Add one leaf hash; amortised constant time."""
-        level = 0
-        while True:
-            if level == len(self._levels):
-                self._levels.append([])
-            row = self._levels[level]
-            row.append(leaf)
-            if len(row) & 1:
+        self.extend([leaf])
+
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add leaf hashes, in order."""
+        self._levels[0].extend(leaves)
+        for level, row in enumerate(self._levels):
+            if len(row) < 2:
                 return
-            leaf = node_hash(row[-2], row[-1])
-            level += 1
+            if level + 1 == len(self._levels):
+                self._levels.append([])
+            above = self._levels[level + 1]
+            above.extend(
+                [node_hash(row[at], row[at + 1]) for at in range(2 * len(above), len(row) - 1, 2)]
+            )
 
     def node(self, level: int, index: int) -> bytes:
         """See `HashReader`."""

@@ -27,10 +27,8 @@ ledger_command.add_command(witness_command)
 ledger_command.add_command(recover_command)
 
 
-def _budget_rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """For each data set: what its budget is, what is spent of it, and by which runs."""
-    settled = {entry.body["run"]: entry.body for entry in ledger.entries(kind="run-settled")}
-    planned = {entry.body["run"]: entry.body for entry in ledger.entries(kind="run-reserved")}
+def _budget_rows(ledger: Ledger, last: int) -> list[dict[str, Any]]:
+    """For each data set: what its budget is, what is spent of it, and by its last runs."""
     rows = []
     for created in ledger.entries(kind="dataset-created"):
         body = created.body
@@ -52,24 +50,27 @@ def _budget_rows(ledger: Ledger) -> list[dict[str, Any]]:
                 "more_like_the_last": ledger.more_like(body["lineage"], charged[-1].charged[0])
                 if charged
                 else None,
-                "run_table": _run_rows(view.cap, records, planned, settled),
+                "run_table": _run_rows(ledger, view.cap, records, last),
             }
         )
     return rows
 
 
 def _run_rows(
-    cap: Cap,
-    records: Sequence[RunRecord],
-    planned: Mapping[str, Mapping[str, Any]],
-    settled: Mapping[str, Mapping[str, Any]],
+    ledger: Ledger, cap: Cap, records: Sequence[RunRecord], last: int
 ) -> list[dict[str, Any]]:
     """One row a run, oldest first; `epsilon_after` is the filter's gauge once it was charged."""
     sums = [0.0] * len(cap.orders)
     rows = []
-    for record in records:
+    for left, record in zip(range(len(records), 0, -1), records, strict=True):
         cost = rdp(record.charged, cap.orders)
         sums = [a + b for a, b in zip(sums, cost, strict=True)]
+        if left > last:
+            continue
+        planned = ledger.entry(record.reserved).body["epsilon"]
+        steps = record.steps
+        if record.settled is not None:
+            steps = ledger.entry(record.settled).body["steps_charged"]
         state = record.outcome or "open: charged whole until it is settled"
         rows.append(
             {
@@ -78,11 +79,9 @@ def _run_rows(
                 "by": record.actor,
                 "state": "released" if record.released is not None else state,
                 "steps_reserved": record.steps,
-                "steps_charged": settled[record.run]["steps_charged"]
-                if record.settled is not None
-                else record.steps,
-                "epsilon_planned": planned[record.run]["epsilon"]["epsilon_pld"],
-                "delta": planned[record.run]["epsilon"]["delta"],
+                "steps_charged": steps,
+                "epsilon_planned": planned["epsilon_pld"],
+                "delta": planned["delta"],
                 "epsilon_after": gauge(cap, sums),
             }
         )
@@ -102,7 +101,7 @@ def show(ctx: click.Context, entries: bool, last: int, as_json: bool) -> None:
         if entries:
             _show_entries(ledger, as_json)
             return
-        rows = _budget_rows(ledger)
+        rows = _budget_rows(ledger, last)
     if as_json:
         print_json(rows)
         return
@@ -130,18 +129,20 @@ def show(ctx: click.Context, entries: bool, last: int, as_json: bool) -> None:
     for row in rows:
         if row["recovered"]:
             say(f"{row['dataset']}: spent whole by a recovery; what was lost may have used it")
-    _show_runs(rows, last)
+    _show_runs(rows)
 
 
-def _show_runs(rows: Sequence[Mapping[str, Any]], last: int) -> None:
+def _show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
     """The newest runs; data sets of one lineage share a budget, so each run stands there once."""
-    tables = {row["lineage"]: row["run_table"] for row in rows}
-    for lineage, runs in tables.items():
-        shown = runs[len(runs) - min(last, len(runs)) :]
+    budgets = {row["lineage"]: row for row in rows}
+    for lineage, budget in budgets.items():
+        shown = budget["run_table"]
         if not shown:
             continue
         names = " and ".join(row["dataset"] for row in rows if row["lineage"] == lineage)
-        left_out = f", the last {len(shown)} of {len(runs)}" if len(shown) < len(runs) else ""
+        left_out = ""
+        if len(shown) < budget["runs"]:
+            left_out = f", the last {len(shown)} of {budget['runs']}"
         table(
             f"Runs on {names}{left_out} (epsilon by itself; spent: of the cap, afterwards)",
             ["run", "data set", "by", "state", "steps", "epsilon", "spent"],

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from privft.budget.entries import Entry
 from privft.budget.ledger import Ledger
-from privft.budget.translog import Checkpoint, verify_consistency
+from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
@@ -210,16 +210,17 @@ def _open_unanchored(
 
 
 def check_extends(ledger: Ledger, note: str, holder: str) -> None:
-    """Raise unless the ledger grew out of the checkpoint that `holder` carries."""
+    """Raise unless the ledger grew out of the checkpoint that `holder` carries.
+
+    The one exception is a checkpoint of a branch that a lawful recovery gave up.
+    """
     seen = Checkpoint.open(note, ledger.key)
-    if seen.size > ledger.size:
+    try:
+        ledger.check_known(note)
+    except IntegrityError as error:
         raise IntegrityError(
-            f"{holder} has seen {seen.size} ledger entries, and the ledger has {ledger.size}: "
-            "it was rolled back",
-            hint="restore the newest ledger; privft ledger recover is the lawful way without it",
-        )
-    proof = ledger.consistency_proof(seen.size, ledger.size)
-    verify_consistency(seen.size, ledger.size, seen.root, ledger.root, proof)
+            f"{holder} has seen {seen.size} ledger entries: {error.message}", hint=error.hint
+        ) from error
 
 
 def adopt(

@@ -83,6 +83,13 @@ def test_rdp_of_a_sampled_gaussian_by_hand() -> None:
     assert rdp([event], (2.0, 3.0)) == pytest.approx((7 * math.log(a2), 7 * math.log(a3) / 2))
 
 
+def test_rdp_of_fifty_sampled_gaussians_is_the_published_one() -> None:
+    """dp_accounting, rdp_privacy_accountant_test.py: noise 2.5, sampling 0.01, 50 times."""
+    event = Event(noise_multiplier=2.5, sampling_probability=0.01, count=50)
+    published = (2.18075656e-03, 2.38460375e-02, 1.67416308e02)
+    assert rdp([event], (5.0, 50.0, 100.0)) == pytest.approx(published, rel=1e-6)
+
+
 def test_rdp_keeps_its_digits_when_sampling_is_tiny() -> None:
     q = 1e-9
     (value,) = rdp([Event(noise_multiplier=1.0, sampling_probability=q)], (2.0,))

@@ -167,3 +167,15 @@ def test_a_signed_note_that_is_no_checkpoint_is_refused(text: str) -> None:
     note = note_sign(text.format(name=KEY.name, root=root), KEY, KEY.name)
     with pytest.raises(PrivftError):
         Checkpoint.open(note, KEY.public)
+
+
+def test_leaves_that_come_together_make_the_same_tree() -> None:
+    leaves = [leaf_hash(bytes([number])) for number in range(40)]
+    for first in range(len(leaves)):
+        one, many = Tree(), Tree()
+        for leaf in leaves:
+            one.append(leaf)
+        many.extend(leaves[:first])
+        many.extend(leaves[first:])
+        assert many._levels == one._levels
+        assert many.root == one.root

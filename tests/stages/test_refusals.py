@@ -289,9 +289,16 @@ def test_an_older_ledger_is_noticed_by_vault_and_plan(world: World, tmp_path: Pa
 # -- plans -----------------------------------------------------------------------------------------
 
 
+def test_a_plan_is_trained_once(world: World) -> None:
+    world.trained()
+    refused(
+        world, "train", world.folder / "run.plan", code=14, error="this plan was trained already"
+    )
+
+
 def test_a_plan_is_stale_after_another_run(world: World) -> None:
     first = world.planned("first")
-    world.trained("second")
+    world.trained("second", steps=3)  # of another config: no copy of the first plan
     words = "the plan is stale: the budget"
     refused(world, "train", first, code=14, error=words, hint="privft plan")
 
