@@ -22,12 +22,13 @@ from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.budget.witness import freshness
 from privft.errors import PrivftError
-from privft.hardening import lock_memory
+from privft.hardening import memory_is_locked
 from privft.vault.store import inspect
 from privft.workspace import Workspace
 
 _NEEDED = ("torch", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
 _LEAST_FREE_BYTES = 4 << 30
+_SWAPS = Path("/proc/swaps")
 _OLDEST_BACKUP = timedelta(days=30)
 
 
@@ -93,10 +94,9 @@ def _core_dumps() -> Finding:
 
 
 def _swap() -> Finding:
-    path = Path("/proc/swaps")
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    lines = _SWAPS.read_text().splitlines()[1:] if _SWAPS.exists() else []
     unsealed = [line.split()[0] for line in lines if not line.startswith(("/dev/zram", "/dev/dm-"))]
-    locked = lock_memory()
+    locked = memory_is_locked()
     memory = "memory is locked" if locked else "memory cannot be locked"
     if unsealed and not locked:
         return Finding(

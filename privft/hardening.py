@@ -72,12 +72,25 @@ def lock_memory() -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).mlockall(everything) == 0)
 
 
+def memory_is_locked() -> bool:
+    """Whether pages of this process are locked, as they all are after `lock_memory` worked."""
+    return not _status("VmLck").startswith("0")
+
+
 def _may_lock_all() -> bool:
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
         return True
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-        lines = dict(line.split(":", 1) for line in status if ":" in line)
-    return bool(int(lines.get("CapEff", "0"), 16) >> _CAP_IPC_LOCK & 1)
+    return bool(int(_status("CapEff"), 16) >> _CAP_IPC_LOCK & 1)
+
+
+def _status(name: str) -> str:
+    """A line of what Linux says of this process; "0" where it says nothing."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            lines = dict(line.split(":", 1) for line in status if ":" in line)
+    except FileNotFoundError:
+        lines = {}
+    return lines.get(name, "0").strip()
 
 
 def lock_down() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from privft import doctor
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -100,7 +102,7 @@ def test_all_memory_is_locked_where_the_system_allows_it() -> None:
         "before = locked_kib()\n"
         "data = bytearray(32 << 20)\n"
         "data[::4096] = bytes(len(data[::4096]))\n"
-        "print(json.dumps([lock_memory(), before, locked_kib()]))"
+        "print(json.dumps([memory_is_locked(), before, locked_kib()]))"
     )
     if allowed:
         assert locked_kib > 1000
@@ -121,3 +123,29 @@ def test_memory_is_not_locked_against_a_limit() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert json.loads(done.stdout) == [False, 64 << 20]
+
+
+HEAD = "Filename\tType\tSize\tUsed\tPriority\n"
+
+
+@pytest.mark.parametrize(
+    ("swaps", "locked", "verdict"),
+    [
+        (HEAD, False, "ok"),
+        (HEAD + "/dev/zram0 partition 1 0 5\n/dev/dm-1 partition 1 0 5\n", False, "ok"),
+        (HEAD + "/dev/zram0 partition 1 0 5\n/dev/sda2 partition 1 0 -2\n", False, "warning"),
+        (HEAD + "/swapfile file 1 0 -2\n", False, "warning"),
+        (HEAD + "/swapfile file 1 0 -2\n", True, "ok"),
+    ],
+)
+def test_the_doctor_warns_of_swap_that_is_neither_encrypted_nor_kept_out_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: str, locked: bool, verdict: str
+) -> None:
+    path = tmp_path / "swaps"
+    path.write_text(swaps)
+    monkeypatch.setattr(doctor, "_SWAPS", path)
+    monkeypatch.setattr(doctor, "memory_is_locked", lambda: locked)
+    (found,) = (finding for finding in doctor.examine(None) if finding.check == "swap")
+    assert found.verdict == verdict
+    assert (found.hint is None) == (verdict == "ok")
+    assert all(name in found.detail for name in ("sda2", "swapfile") if name in swaps)

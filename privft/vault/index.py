@@ -30,7 +30,11 @@ vault, and that it is not (two neighbours with the absent tag between them; the 
 every tag two neighbours).  And "no unit twice" can be read off the leaves.  Positions in such a
 proof betray about how many units there are, so proofs are private, and the root is not.
 
-Worked example: the root of an empty vault is
+Worked example: a unit row of tag 00 .. 0f, key 20 .. 3f, in file 0 at offset 32 with 426 bytes is
+    000102030405060708090a0b0c0d0e0f | 2021 .. 3e3f | 00000000 | 0000000000000020 | 000001aa | hash
+and an index with facts of 130 bytes and two such rows seals 4 + 130 + 192 bytes of text into
+74 + 32 + 326 bytes.  Whole examples are in tests/vectors/vault_index.json.  The root of an empty
+vault is
 SHA-256(01 || SHA-256(00 || 00 x 16 || 00 x 32) || SHA-256(00 || ff x 16 || 00 x 32)).
 """
 

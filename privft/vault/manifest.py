@@ -22,6 +22,13 @@
     recipients      who can open, with the epoch key wrapped to each (`privft.vault.keys`)
     time, signer    when, and the name of who signed
 
+Worked examples, sound and with one fault each, are in tests/vectors/vault_manifest.json; the parts
+that this file has of its own are, for a version that an erasure made (in canonical form, folded):
+
+    "cause":{"commitment":64 hex digits,"compacted":true,"kind":"erasure","root_before":64 hex
+     digits,"runs":["r-0001-00aa11"],"who":"ada"}
+    "segments":[{"name":"cells-0123456789abcdef.seg","sha256":64 hex digits,"size_bytes":884}]
+
 Everything in it is public to whoever can read the disk; nothing in it is a count of units or
 records.  (Lengths of files say roughly how much text there is, as any file system does.)
 

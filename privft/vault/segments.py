@@ -4,6 +4,9 @@
     16   16  lineage
     32   ...  cells, back to back, in no promised order
 
+Worked example: two cells of 426 bytes make a file of 32 + 852 bytes; their places, as (number of
+the file, offset, length), are (0, 32, 426) and (0, 458, 426).
+
 Where a cell begins and ends, and under which key, is only in the sealed index.  A file ends at
 256 MiB at the latest (or after one cell that is larger), which bounds what erasing one unit has to
 rewrite.  A cell that is no longer in the index is dead: it cannot be opened, since its key is gone,
