@@ -209,11 +209,12 @@ class Session:
 def ledger_password(ctx: click.Context) -> str | None:
     """The password of the ledger's database, where a file descriptor is named for it."""
     descriptor = ctx.obj.get("ledger_password_fd")
-    if descriptor is None:
-        return None
+    if descriptor is None or "ledger_password" in ctx.obj:
+        return ctx.obj.get("ledger_password")  # a descriptor can be read once
     try:
-        with os.fdopen(descriptor, encoding="utf-8", closefd=False) as file:
-            return file.read().removesuffix("\n")
+        with os.fdopen(descriptor, encoding="utf-8") as file:
+            ctx.obj["ledger_password"] = file.read().removesuffix("\n")
+        return str(ctx.obj["ledger_password"])
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"file descriptor {descriptor} cannot be read", hint="3< FILE opens one"

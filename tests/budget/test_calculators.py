@@ -59,10 +59,10 @@ def test_epsilon_of_a_selection_has_one_accountant_and_says_so(tmp_path: Path) -
     privft("noise", "--events", file, *target, code=1)
 
 
-@pytest.mark.parametrize("target", [0.7, 3.0])
 def test_the_noise_that_a_list_lacks_meets_the_target_from_the_private_side(
-    tmp_path: Path, target: float
+    tmp_path: Path,
 ) -> None:
+    target = 0.7
     rows = [event.to_dict() for event in RUNS]
     for row in rows[:2]:
         del row["noise_multiplier"]

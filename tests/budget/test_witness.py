@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from privft.errors import (
     PolicyRefused,
     SignatureError,
 )
+from privft.policy import Age, load_policy
 from privft.signing import Identity, SigningKey, dsse_sign
 from tests.budget.samples import (
     LINEAGE,
@@ -186,6 +188,44 @@ def test_the_age_of_a_witness_is_counted_in_entries_and_days(ledger: Ledger) -> 
     again = freshness(ledger, "2026-11-26T08:15:24Z")
     assert again is not None
     assert (again.entries, again.days) == (3, 2.5)
+
+
+def test_a_policy_that_wants_a_witness_refuses_to_train_without_its_word(ledger: Ledger) -> None:
+    from privft.stages.planning import check_witnessed
+
+    policy = load_policy("default")
+    check_witnessed(ledger, policy)  # asks for none
+    within = policy.witness_within.model_copy(update={"value": Age(entries=2, days=7.0)})
+    asking = policy.model_copy(update={"witness_within": within})
+    with pytest.raises(PolicyRefused, match="no witness ever cosigned"):
+        check_witnessed(ledger, asking)
+    kept = witnessed_now(ledger, "")
+    check_witnessed(ledger, asking)
+    for _ in range(2):
+        reserve(ledger, steps=1)
+    check_witnessed(ledger, asking)
+    reserve(ledger, steps=1)
+    with pytest.raises(PolicyRefused, match="desk cosigned the ledger 3 entries"):
+        check_witnessed(ledger, asking)
+    witnessed_now(ledger, kept)
+    check_witnessed(ledger, asking)
+    old = within.model_copy(update={"value": Age(entries=2, days=1e-9)})
+    time.sleep(1.1)
+    with pytest.raises(PolicyRefused, match="within 2 entries and 1e-09 days"):
+        check_witnessed(ledger, policy.model_copy(update={"witness_within": old}))
+
+
+def witnessed_now(ledger: Ledger, newest: str) -> str:
+    challenge = ask(ledger, "desk")
+    reply, kept = answer(
+        challenge,
+        newest=newest,
+        witness=DESK,
+        log_key=LOG_KEY.public,
+        posix_time=int(time.time()),
+    )
+    accept(ledger, challenge, reply, witness="desk", actor="ann")
+    return kept
 
 
 @pytest.mark.parametrize(
