@@ -208,17 +208,18 @@ class Session:
 
 def ledger_password(ctx: click.Context) -> str | None:
     """The password of the ledger's database, where a file descriptor is named for it."""
+    known: str | None = ctx.obj.get("ledger_password")  # a descriptor can be read once
     descriptor = ctx.obj.get("ledger_password_fd")
-    if descriptor is None or "ledger_password" in ctx.obj:
-        return ctx.obj.get("ledger_password")  # a descriptor can be read once
+    if descriptor is None or known is not None:
+        return known
     try:
         with os.fdopen(descriptor, encoding="utf-8") as file:
-            ctx.obj["ledger_password"] = file.read().removesuffix("\n")
-        return str(ctx.obj["ledger_password"])
+            known = ctx.obj["ledger_password"] = file.read().removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"file descriptor {descriptor} cannot be read", hint="3< FILE opens one"
         ) from error
+    return known
 
 
 def session(ctx: click.Context) -> Session:
