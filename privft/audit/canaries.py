@@ -14,8 +14,8 @@ made again from those 32 bytes.
                   trained tokens move most: "new token" canaries (Panda et al. 2025)
     random-words  the same with common words
     secret        a sentence that gives a made-up person a made-up number
-    mislabelled   a text with a label that is not its own (classification): of an example where
-                  the caller has some with labels, else words that suggest no label
+    mislabelled   a text with a label that is not its own (classification): a public one where the
+                  run names a file with enough of them, else words that suggest no label
     synthetic     text sampled from the base model at high temperature (`sample_texts`)
 
 A unit is `{"unit": id, "records": [...]}` with records in the shape that the run trains on:

@@ -222,3 +222,23 @@ def public_units(path: Path, fields: FieldMap, *, most: int) -> list[dict[str, A
     if not units:
         raise InputError(f"the evaluation file {path} holds no records")
     return units
+
+
+def labelled_texts(
+    config: RunConfig, fields: FieldMap, *, relative_to: Path, count: int
+) -> list[tuple[str, str | None]]:
+    """`count` public texts with their labels, behind those that usefulness is measured on.
+
+    Empty where the config names no public file, or the file has too few of them: mislabelled
+    canaries then have made-up words.
+    """
+    path = evaluation_file(config, relative_to=relative_to)
+    if path is None or config.task != "sequence-classification":
+        return []
+    known, skipped = config.labels or (), config.evaluation.max_records
+    units = public_units(path, fields, most=skipped + count)[skipped:]
+    records = [unit["records"][0] for unit in units]
+    texts: list[tuple[str, str | None]] = [
+        (str(r["text"]), str(r["label"])) for r in records if r["label"] in known
+    ]
+    return texts if len(texts) == count else []

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from privft.audit.attacks import Claim, claim_of
-from privft.audit.canaries import Canary, Shape, make_canaries, sample_texts
+from privft.audit.canaries import Canary, make_canaries, sample_texts
 from privft.audit.selfcheck import Check, check_mechanism
 from privft.audit.stepcheck import check_step
 from privft.audit.suite import Suite, load_suite
@@ -45,6 +45,7 @@ from privft.stages.modelling import (
     check_base,
     evaluation_file,
     find_base,
+    labelled_texts,
     shape_of,
 )
 from privft.stages.planning import check_fresh
@@ -85,7 +86,7 @@ def start(
         workbench = Workbench.of(config, base)
         watch.say("checking every sealed cell of the data")
         vault.verify()
-        _rehearse(plan, vault, workbench)
+        _rehearse(plan, vault, workbench, config_folder)
         watch.say("checking the mechanism on generated units")
         checks = _self_check(plan, workbench)
         run_key = SigningKey.generate("run")
@@ -193,7 +194,7 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
     """
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(sealed.unseal("canaries"))
-    canaries = _canaries(plan, suite, streams, workbench, shape_of(sealed.vault))
+    canaries = _canaries(plan, suite, streams, workbench, sealed.vault, _place(sealed.folder))
     rows = [[canary.kind, canary.unit, canary.included] for canary in canaries]
     digest = sha256_hex(json.dumps(rows, sort_keys=True).encode()).encode()
     if not sealed.has("canaries-digest"):
@@ -201,22 +202,36 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
     elif sealed.unseal("canaries-digest") != digest:
         raise IntegrityError(
             f"the canaries of run {sealed.run} do not come out as they were trained",
-            hint="use the version of privft that trained the run",
+            hint="use the version of privft that trained the run, and the same evaluation file",
         )
     return canaries
 
 
+def _place(folder: Path) -> Path:
+    """The folder that paths in a run's config are relative to."""
+    return Path(json.loads((folder / "place.json").read_bytes())["config_folder"])
+
+
 def _canaries(
-    plan: Plan, suite: Suite, streams: KeyedStreams, workbench: Workbench, shape: Shape
+    plan: Plan,
+    suite: Suite,
+    streams: KeyedStreams,
+    workbench: Workbench,
+    vault: Vault,
+    config_folder: Path,
 ) -> list[Canary]:
+    config = workbench.config
+    specs = suite.specs(config.task)
+    wrong = max((spec.count for spec in specs if spec.kind == "mislabelled"), default=0)
+    labelled = labelled_texts(config, vault.fields, relative_to=config_folder, count=wrong)
     return make_canaries(
         suite,
         streams,
-        task=workbench.config.task,
-        shape=shape,
+        task=config.task,
+        shape=shape_of(vault),
         vocabulary=workbench.vocabulary(),
         records_per_unit=plan.max_records_per_unit,
-        examples=_examples(suite, streams, workbench),
+        examples=labelled or _examples(suite, streams, workbench),
     )
 
 
@@ -269,7 +284,7 @@ def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
     return checks
 
 
-def _rehearse(plan: Plan, vault: Vault, workbench: Workbench) -> None:
+def _rehearse(plan: Plan, vault: Vault, workbench: Workbench, config_folder: Path) -> None:
     """Raise `InputError` or `UsageError` for what would stop the run after its reservation: labels
     that the config does not list, a form of record or canaries that the tokenizer cannot do."""
     labels = workbench.config.labels
@@ -285,7 +300,7 @@ def _rehearse(plan: Plan, vault: Vault, workbench: Workbench) -> None:
         )
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(fresh_secret())
-    for canary in _canaries(plan, suite, streams, workbench, shape_of(vault)):
+    for canary in _canaries(plan, suite, streams, workbench, vault, config_folder):
         workbench.encode(canary.unit)
 
 
