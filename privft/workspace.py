@@ -26,16 +26,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from privft.budget.entries import Role, format_time, parse_time
 from privft.budget.ledger import Ledger
 from privft.budget.postgres import Database
 from privft.errors import ConfigError, IntegrityError, NotForThisKey, UsageError
 from privft.keyring import Person
-from privft.policy import Policy
 from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
 from privft.vault.keys import KeyOpener, agreement_opener
 from privft.vault.overlap import HASH_BYTES, HashSet
+
+if TYPE_CHECKING:  # 0.1 s of every start, and most commands read no policy
+    from privft.policy import Policy
 
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
@@ -297,6 +300,8 @@ class Workspace:
 
     def policy(self, digest: str) -> Policy:
         """A kept policy; raises `IntegrityError` when it is gone or was edited."""
+        from privft.policy import Policy
+
         path = self.folder / "policies" / f"{digest}.json"
         try:
             policy = Policy.model_validate_json(path.read_bytes())
