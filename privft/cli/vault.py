@@ -9,24 +9,23 @@ from typing import Any
 
 import click
 
-from privft.cli.opened import opened_vault, person_recipient, plain
+from privft.cli.looking import inspect, verify
+from privft.cli.opened import opened_vault, person_recipient
 from privft.cli.recipients import New, made, new_recipient, recipients
 from privft.cli.session import (
     FILE,
     Acting,
     acting,
     dry_run,
-    json_option,
     opening,
     print_json,
     say,
     session,
-    table,
 )
 from privft.errors import UsageError
 from privft.policy import load_policy
 from privft.stages import data, dryrun
-from privft.vault import preview, store
+from privft.vault import preview
 from privft.vault.adding import IntakeSummary
 from privft.vault.fields import FieldMap
 from privft.vault.manifest import Caps, new_charter
@@ -269,73 +268,6 @@ def _tell(summary: IntakeSummary) -> None:
         say(f"  {source}")
 
 
-@vault_command.command("inspect")
-@click.argument("dataset")
-@click.option("--private", is_flag=True, help="Also what only the key shows.")
-@json_option
-@opening
-@click.pass_context
-def inspect(
-    ctx: click.Context,
-    dataset: str,
-    private: bool,
-    as_json: bool,
-    who: Acting,
-) -> None:
-    """What a vault is: files, recipients, epoch, root, last checkpoint."""
-    opened = session(ctx)
-    if private:
-        with opened_vault(opened, dataset, who) as (_, vault):
-            facts = vault.inspect()
-    else:
-        with opened.ledger() as ledger:
-            data.dataset_entry(ledger, dataset)
-            facts = store.inspect(
-                opened.workspace.vault_path(dataset),
-                signer_keys=opened.workspace.signer_keys(ledger),
-            )
-    if as_json:
-        print_json(facts)
-        return
-    # a checkpoint is a signed note: whose ledger, how many entries, their root, signatures
-    origin, entries, root = facts["checkpoint"].splitlines()[:3]
-    facts["checkpoint"] = f"{entries} entries of {origin}, root {root}"
-    rows = [[key, plain(value)] for key, value in facts.items()]
-    table(f"Vault {dataset}", ["what", "value"], rows)
-
-
-@vault_command.command("verify")
-@click.argument("dataset")
-@click.option(
-    "--adopt", is_flag=True, help="Complete a change that was killed before its ledger entry."
-)
-@opening
-@click.pass_context
-def verify(
-    ctx: click.Context,
-    dataset: str,
-    adopt: bool,
-    who: Acting,
-) -> None:
-    """Check every file and cell of a vault, and that it is the version the ledger names."""
-    opened = session(ctx)
-    actor = opened.identity(who)
-    if adopt:
-        opener = opened.opener(who)
-        with opened.ledger() as ledger:
-            completed = data.adopt(opened.workspace, ledger, dataset, opener, actor=actor)
-        if completed is None:
-            say("nothing was missing")
-        else:
-            say(f"the interrupted change is complete: the ledger has its {completed} entry")
-        return
-    with opened_vault(opened, dataset, who) as (_, vault):
-        check = vault.verify()
-    click.echo(
-        f"{dataset}: whole ({check.files} files, epoch {check.epoch}, root {check.root[:16]})"
-    )
-
-
 @vault_command.command("rotate")
 @click.argument("dataset")
 @click.option("--reencrypt", is_flag=True, help="New unit keys too, after a compromise.")
@@ -407,4 +339,5 @@ def erase(
     say("erased; the certificate says what it cannot promise")
 
 
-vault_command.add_command(recipients)
+for _command in (inspect, verify, recipients):
+    vault_command.add_command(_command)

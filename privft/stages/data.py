@@ -31,7 +31,8 @@ from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
-from privft.vault import store
+from privft.stages.overlap import compared
+from privft.vault import store, verify
 from privft.vault.adding import IntakeSummary
 from privft.vault.erasure import certify
 from privft.vault.fields import FieldMap
@@ -39,6 +40,7 @@ from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps, Intake, Rotation
 from privft.vault.overlap import HashSet
 from privft.vault.store import Vault
+from privft.vault.verify import VaultCheck
 from privft.workspace import Workspace, write_private
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")  # as the `dataset` of a config
@@ -188,15 +190,28 @@ def open_vault(workspace: Workspace, ledger: Ledger, dataset: str, opener: KeyOp
     """The newest version of a vault, checked against the ledger in both directions."""
     dataset_entry(ledger, dataset)
     vault = _open_unanchored(workspace, ledger, dataset, opener)
+    _check_newest(ledger, dataset, vault.manifest_digest)
+    return vault
+
+
+def verify_files(workspace: Workspace, ledger: Ledger, dataset: str) -> VaultCheck:
+    """Check what needs no key: signature, files, and that the ledger names this version."""
+    dataset_entry(ledger, dataset)
+    path = workspace.vault_path(dataset)
+    check = verify.verify_files(path, workspace.signer_keys(ledger))
+    _check_newest(ledger, dataset, check.manifest_digest)
+    return check
+
+
+def _check_newest(ledger: Ledger, dataset: str, digest: str) -> None:
     expected = newest_version(ledger, dataset).body["manifest_digest"]
-    if vault.manifest_digest != expected:
+    if digest != expected:
         raise IntegrityError(
             f"the vault of {dataset} is not the version that the ledger names "
-            f"(manifest {vault.manifest_digest[:12]}, ledger {expected[:12]})",
+            f"(manifest {digest[:12]}, ledger {expected[:12]})",
             hint="restored from a backup? bring the newest one; or an interrupted change: "
             f"privft vault verify {dataset} --adopt",
         )
-    return vault
 
 
 def _open_unanchored(
@@ -243,7 +258,7 @@ def adopt(
             )
         key = workspace.overlap_key
         hashes = vault.unit_hashes(key) | vault.content_hashes(key)
-        met = _compare(workspace, ledger, dataset, lineage, hashes)
+        met = compared(workspace, ledger, dataset, lineage, hashes)
         return _complete(workspace, ledger, vault, actor=actor, met=met).kind
 
 
@@ -324,7 +339,7 @@ def _take_in(
         # Recorded before the vault commits: an intake that fails leaves a few hashes too many,
         # never too few.
         nonlocal met
-        met = _compare(workspace, ledger, dataset, lineage, units | contents)
+        met = compared(workspace, ledger, dataset, lineage, units | contents)
 
     summary = vault.add(
         sources,
@@ -338,36 +353,6 @@ def _take_in(
         progress=progress,
     )
     return summary, met
-
-
-def _compare(
-    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: HashSet
-) -> bool:
-    """`meets`, and the hashes recorded."""
-    met = meets(workspace, ledger, dataset, lineage, hashes)
-    workspace.record_overlap_hashes(dataset, workspace.overlap_hashes(dataset) | hashes)
-    return met
-
-
-def meets(
-    workspace: Workspace, ledger: Ledger, dataset: str, lineage: str, hashes: HashSet
-) -> bool:
-    """Whether others of the lineage hold some of these units and texts.
-
-    Raises UsageError when a data set with another budget does.
-    """
-    met = False
-    for entry in ledger.entries(kind="dataset-created"):
-        other, its_lineage = entry.body["dataset"], entry.body["lineage"]
-        shared = 0 if other == dataset else len(hashes & workspace.overlap_hashes(other))
-        if shared and its_lineage != lineage:
-            raise UsageError(
-                f"{shared} of {len(hashes)} units and texts are in data set {other} already, "
-                "which has a budget of its own",
-                hint=f"privft vault create ... --join {other} puts both under one budget",
-            )
-        met = met or shared > 0
-    return met
 
 
 def rotate_vault(

@@ -15,6 +15,7 @@ import numpy as np
 from privft.budget.ledger import Ledger
 from privft.policy import Policy
 from privft.stages import data
+from privft.stages.overlap import meets
 from privft.vault import preview
 from privft.vault.index import RECORD_ROW
 from privft.vault.manifest import Charter
@@ -86,6 +87,6 @@ def _comparing(
     workspace: Workspace, ledger: Ledger, dataset: str, lineage: str
 ) -> Callable[[HashSet, HashSet], None]:
     def compare(units: HashSet, contents: HashSet) -> None:
-        data.meets(workspace, ledger, dataset, lineage, units | contents)
+        meets(workspace, ledger, dataset, lineage, units | contents)
 
     return compare

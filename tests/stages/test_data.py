@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from privft.budget.ledger import Ledger
 from privft.stages import data
 from privft.workspace import opener_of
-from tests.stages.world import NOTES, SIZE, World, base, note_rows, write_rows
+from tests.stages.world import NOTES, SIZE, World, base, note_rows, released, write_rows
 
 
 class Killed(BaseException):
@@ -134,3 +136,34 @@ def test_a_recipient_who_was_added_opens_the_vault_and_one_removed_does_not(worl
     last = ("vault", "recipients", "remove", "notes", "ada", "--as", "ada")
     world.privft(*last, code=2)
     assert "notes: whole" in world.privft("vault", "verify", "notes", "--as", "ada").out
+
+
+def test_a_vault_is_checked_without_its_key(world: World) -> None:
+    world.privft("keys", "create", "bob")
+    check = ("vault", "verify", "notes", "--without-key", "--as", "bob")
+    assert "notes: files are whole (version 2, " in world.privft(*check).out
+    world.privft(*check, "--adopt", code=2)
+    (folder,) = (world.folder / "workspace" / "vaults").glob("notes")
+    (cells,) = folder.glob("*.seg")
+    whole = cells.read_bytes()
+    cells.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "was altered" in world.privft(*check, code=13).err
+    cells.write_bytes(whole)
+    (folder / "cells-0000000000000000.seg").write_bytes(b"")
+    assert "1 files do not belong to it" in world.privft(*check).err
+    world.privft("vault", "rotate", "notes", "--as", "ada")
+    assert "(version 3, " in world.privft(*check).out
+
+
+def test_a_certificate_names_the_runs_that_may_have_seen_the_unit(tmp_path: Path) -> None:
+    done = released()
+    world = done.world.copied(tmp_path / "world")
+    envelope = world.privft(*erased(world)).json
+    body = json.loads(base64.b64decode(envelope["payload"]))
+    assert body["runs"] == [done.run]
+    with world.ledger() as ledger:
+        (entry,) = ledger.entries(kind="vault-erased")
+    assert body["ledger_entry"] == {
+        "kind": "vault-erased",
+        "commitment": entry.body["commitment"],
+    }
