@@ -151,7 +151,10 @@ def test_every_kind_of_clipping_keeps_to_the_clip_norm(clipping: str) -> None:
         }
         norms = torch.zeros(40, dtype=torch.float64)
         for name, factors in unit_factors(gradients, 0.1, clipping).items():
-            clipped = gradients[name].double().flatten(1) * torch.tensor(factors, dtype=torch.float64)[:, None]
+            clipped = (
+                gradients[name].double().flatten(1)
+                * torch.tensor(factors, dtype=torch.float64)[:, None]
+            )
             norms += clipped.square().sum(1)
         assert float(norms.max().sqrt()) <= 0.1
         if scale >= 1:
