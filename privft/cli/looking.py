@@ -75,6 +75,8 @@ def verify(
             say("nothing was missing")
         else:
             say(f"the interrupted change is complete: the ledger has its {completed} entry")
+        if completed == "vault-erased":
+            say(f"the certificate of the erasure is in {opened.workspace.folder / 'certificates'}")
         return
     if without_key:
         with opened.ledger() as ledger:
