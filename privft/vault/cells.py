@@ -34,6 +34,7 @@ SMALLEST_BUCKET = 256
 TAG_BYTES = 16
 _DOMAIN = b"privft-cell-v1"
 _LENGTH_BYTES = 4
+_decode = json.JSONDecoder().decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def open_cell(key: bytes, lineage: bytes, tag: bytes, cell: bytes, tag_key: byte
 def decode_body(body: bytes) -> UnitRecords:
     """The unit in a body; IntegrityError without its content when it is not one."""
     try:
-        value = json.loads(str(body, "utf-8"))
+        value = _decode(str(body, "utf-8"))
         unit, records = value["unit"], value["records"]
         sound = isinstance(unit, str) and all(isinstance(record, dict) for record in records)
     except (ValueError, KeyError, TypeError, RecursionError):

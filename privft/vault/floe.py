@@ -114,6 +114,11 @@ def unseal(key: bytes, sealed: bytes, aad: bytes, *, rotation_bits: int = ROTATI
     Guarantees: returns the whole text or raises IntegrityError (HeaderMismatch for a key or `aad`
     that does not fit); nothing is released before the last segment was verified.
     """
+    if len(sealed) < HEADER_BYTES + OVERHEAD_BYTES:
+        raise IntegrityError(f"sealed text of {len(sealed)} bytes is shorter than its overhead")
+    stream = _Stream.parse(key, aad, bytes(sealed[:HEADER_BYTES]), rotation_bits)
+    if len(sealed) - HEADER_BYTES <= stream.segment_bytes:  # as all cells are: no need of a stream
+        return stream.unseal(memoryview(sealed)[HEADER_BYTES:], 0, True)
     return Opener(key, aad, sealed, rotation_bits=rotation_bits).read_all()
 
 
@@ -138,17 +143,8 @@ class Sink(Protocol):
         """Take all of the bytes."""
 
 
-class Source(Protocol):
-    """Where sealed bytes of known length come from: a binary file will do."""
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place; returns it."""
-
-    def readinto(self, target: memoryview, /) -> int | None:
-        """Fill the front of `target` with the next bytes; returns how many, 0 at the end."""
+Source = io.RawIOBase | io.BufferedIOBase
+"""Where sealed bytes of known length come from: a file, opened for reading bytes."""
 
 
 class Sealer:
@@ -272,7 +268,7 @@ class Opener:
 
     def read_all(self) -> bytes:
         """The whole text, after all of it was verified."""
-        return self.segment(0) if self.segments == 1 else b"".join(self)
+        return b"".join(self)
 
     def _at(self, position: int) -> tuple[memoryview, int, bool]:
         """A sealed segment, its position, and whether it is the final one."""
