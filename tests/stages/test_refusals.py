@@ -274,7 +274,7 @@ def test_an_older_version_of_a_vault_is_noticed(world: World, tmp_path: Path) ->
     words = "is not the version that the ledger names"
     refused(world, "train", plan, code=13, error=words, hint="backup")
     looking = ("vault", "verify", "notes", "--adopt")
-    refused(world, *looking, code=1, error="is older than the ledger's newest entry")
+    refused(world, *looking, code=1, error="is not one change ahead of the ledger's newest entry")
 
 
 def test_an_older_ledger_is_noticed_by_vault_and_plan(world: World, tmp_path: Path) -> None:
