@@ -2,7 +2,7 @@
 
     plan -> (approve) -> train -> audit -> release
                            |        |
-                         resume   waive
+                         resume   waive, countersign
 
 A run's state is a pure function of the ledger's entries about it (`state_of`); no flag on disk
 can move it.  What may be done in which state stands in `_MAY`, and `require` refuses the rest with
@@ -25,7 +25,7 @@ a waiver is held once more against the ring of people as it is at the release.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,13 +59,14 @@ State = Literal[
     "waived",
     "released",
 ]
-Action = Literal["resume", "close", "audit", "waive", "release"]
+Action = Literal["resume", "close", "audit", "waive", "countersign", "release"]
 
 _MAY: dict[Action, frozenset[State]] = {
     "resume": frozenset({"reserved"}),
     "close": frozenset({"reserved"}),
     "audit": frozenset({"trained", "auditing", "passed", "unproven"}),
     "waive": frozenset({"failed", "unproven"}),
+    "countersign": frozenset({"passed", "waived"}),
     "release": frozenset({"passed", "waived", "released"}),
 }
 _NEXT: dict[State, str] = {
@@ -123,8 +124,7 @@ def require(record: RunRecord, action: Action, *, now: str) -> State:
         return state
     hint = next_step(state, record.run)
     if action == "release" and state in _SEALED:
-        what = _SEALED[state]
-        raise AuditFailed(f"run {record.run} {what}: its adapter stays sealed", hint=hint)
+        raise AuditFailed(f"run {record.run} {_SEALED[state]}: its adapter stays sealed", hint=hint)
     raise OrderError(f"run {record.run} is {state}: it cannot {action} now", hint=hint)
 
 
@@ -181,7 +181,7 @@ def price_sweep(workspace: Workspace, ledger: Ledger, file: Path, *, actor: Iden
 
 
 def check_approve(ledger: Ledger, *, approver: Identity) -> None:
-    """Return when this person may approve plans now."""
+    """Return when this person may approve plans, and sign reports, now."""
     ledger.keyring().may_with(approver.public, "approver", _now())
 
 
@@ -361,8 +361,7 @@ def check_standing_waiver(ledger: Ledger, run: str, *, now: str) -> None:
     """
     waived = ledger.entries(kind="run-waived", run=run)[-1]
     audited = ledger.entries(kind="run-audited", run=run)[-1]
-    ring = ledger.keyring()
-    statement_sha256 = audited.body["statement_sha256"]
+    ring, statement_sha256 = ledger.keyring(), audited.body["statement_sha256"]
     if waived.index < audited.index:
         raise OrderError(f"the waiver of run {run} is older than its newest audit")
     for moment in (waived.time, now):
@@ -379,6 +378,17 @@ def check_release(ledger: Ledger, run: str, *, actor: Identity) -> State:
     return state
 
 
+def countersign(
+    workspace: Workspace, ledger: Ledger, run: str, *, person: Identity, dry_run: bool = False
+) -> str:
+    """An approver signs the report of an audited run; the digest of the statement."""
+    from privft.stages import releasing
+
+    require(ledger.run(run), "countersign", now=_now())
+    check_approve(ledger, approver=person)
+    return releasing.countersign(workspace, ledger, run, person=person, dry_run=dry_run)
+
+
 def release(
     workspace: Workspace,
     ledger: Ledger,
@@ -387,10 +397,14 @@ def release(
     *,
     actor: Identity,
     opener: KeyOpener,
+    merge: bool,
+    say: Callable[[str], None],
 ) -> dict[str, str]:
-    """The only exit: write the adapter with its report into `target`."""
+    """The only exit: write adapter and report into `target`, with `merge` a merged model too."""
     from privft.stages import releasing
 
     check_release(ledger, run, actor=actor)
     _expire(workspace, ledger, ledger.run(run).dataset)
-    return releasing.release(workspace, ledger, run, target, actor_name=actor.name, opener=opener)
+    return releasing.release(
+        workspace, ledger, run, target, actor_name=actor.name, opener=opener, merge=merge, say=say
+    )

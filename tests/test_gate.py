@@ -57,16 +57,16 @@ STEPS = 3
 
 # What may be done in which state, and how the rest is refused: O is OrderError, A is AuditFailed.
 TABLE = """
-            resume close audit waive release
-reserved    yes    yes   O     O     O
-closed      O      O     O     O     O
-trained     O      O     yes   O     A
-auditing    O      O     yes   O     A
-passed      O      O     yes   O     yes
-unproven    O      O     yes   yes   A
-failed      O      O     O     yes   A
-waived      O      O     O     O     yes
-released    O      O     O     O     yes
+            resume close audit waive countersign release
+reserved    yes    yes   O     O     O           O
+closed      O      O     O     O     O           O
+trained     O      O     yes   O     O           A
+auditing    O      O     yes   O     O           A
+passed      O      O     yes   O     yes         yes
+unproven    O      O     yes   yes   O           A
+failed      O      O     O     yes   O           A
+waived      O      O     O     O     yes         yes
+released    O      O     O     O     O           yes
 """
 ACTIONS, *_rows = (line.split() for line in TABLE.strip().splitlines())
 MAY = {row[0]: dict(zip(ACTIONS, row[1:], strict=True)) for row in _rows}
@@ -277,7 +277,8 @@ class World:
             end = months_after(self.clock, 1)
             gate.waive(ledger, run, people=[ADA, BOB], reason="urgent", expires=end)
         else:
-            gate.release(None, ledger, run, Path("x"), **common)  # type: ignore[arg-type]
+            plain: Any = {"merge": False, "say": str}
+            gate.release(None, ledger, run, Path("x"), **common, **plain)  # type: ignore[arg-type]
 
     def _stub(self, ledger: Ledger, run: str, outcome: str, patch: pytest.MonkeyPatch) -> None:
         def resume(*_: Any, **__: Any) -> None:
@@ -569,7 +570,8 @@ def test_a_waiver_is_signed_by_both_over_run_statement_reason_and_end(
 
 
 def release_as_ada(ledger: Ledger, run: str) -> dict[str, str]:
-    return gate.release(None, ledger, run, Path("x"), actor=ADA, opener=None)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"actor": ADA, "opener": None, "merge": False, "say": str}
+    return gate.release(None, ledger, run, Path("x"), **common)  # type: ignore[arg-type]
 
 
 def signed_waiver(run: str, people: list[Identity], **said: str) -> dict[str, Any]:

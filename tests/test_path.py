@@ -230,7 +230,9 @@ def test_the_plain_torch_of_a_released_classifier_gives_the_trained_logits(
     torch.testing.assert_close(theirs, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(theirs, before, atol=1e-3)
     accuracies = [row for row in predicate(folder)["utility"] if row["metric"] == "accuracy"]
-    assert [row["better"] for row in accuracies] == ["higher"]
+    assert {row["better"] for row in accuracies} == {"higher"}
+    assert [row["group"] for row in accuracies] == [None, *LABELS]
+    assert sum(row["n"] for row in accuracies[1:]) == accuracies[0]["n"]
 
 
 # -- a failed audit, a waiver ----------------------------------------------------------------------
@@ -253,14 +255,24 @@ def test_a_failed_audit_keeps_the_adapter_in_and_a_waiver_lets_it_out_in_the_ope
     words = ["--reason", "the control is being mended", "--until", "2999-01-01T00:00:00Z"]
     world.privft("waive", run, "--key", keys[0], *words, code=2)
     world.privft("waive", run, "--key", keys[0], "--key", keys[1], *words)
+    signed = ("countersign", run, "--key", keys[1])
+    assert "bob would sign statement" in world.privft(*signed, "--dry-run").err
+    assert not (world.workspace.run_path(run) / "countersigned.dsse.json").exists()
+    world.privft(*signed)
     world.privft("release", run, "--to", target, "--as", "ada")
-    assert "verified: everything" in world.privft("verify", target).out
+    verified = {row["name"]: row["detail"] for row in world.privft("verify", target, "--json").json}
+    assert verified["waivers"] == "1, signed by ada, bob, in force at the release"
+    assert verified["signature"] == "signed by the run key, countersigned by bob"
     facts = predicate(target)
     assert facts["audit"]["verdict"] == "failed"
     (waiver,) = facts["waivers"]
     assert waiver["reason"] == "the control is being mended"
     assert [signature["name"] for signature in waiver["signatures"]] == ["ada", "bob"]
-    assert "the control is being mended" in (target / "report.html").read_text()
+    page = (target / "report.html").read_text()
+    first = page[: page.index("1. Mechanism")]
+    assert "by ada and bob: the control is being mended" in first
+    assert "<strong>bob</strong>" in first
+    assert (world.workspace.run_path(run) / "report.html").read_text() == page
 
     again = world.folder / "again"
     world.privft("release", run, "--to", again, "--as", "ada")

@@ -83,9 +83,13 @@ class AuditResult:
         return {
             "suite": self.suite,
             "suite_sha256": self.suite_sha256,
+            "attempt": self.attempt,
             "verdict": self.verdict,
+            "findings": list(self.findings),
             "words": self.words,
             "tests": [test.to_dict() for test in self.tests],
+            "exposure": self.exposure,
+            "extraction": self.extraction,
             "control": self.control.facts(),
             "roc": {"fpr": list(self.roc_fpr), "tpr": list(self.roc_tpr)},
         }
@@ -94,15 +98,11 @@ class AuditResult:
         """Everything, as plain values."""
         return {
             **self.facts(),
-            "attempt": self.attempt,
-            "findings": list(self.findings),
             "epsilon_lower": self.epsilon_lower,
             "ceiling": self.ceiling,
             "control": asdict(self.control),
             "selfcheck": [check.to_dict() for check in self.selfcheck],
             "auc": dict(self.auc),
-            "exposure": self.exposure,
-            "extraction": self.extraction,
         }
 
 

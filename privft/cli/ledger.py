@@ -247,8 +247,15 @@ def checkpoint(ctx: click.Context) -> None:
 
 
 @ledger_command.command("trust")
+@click.option(
+    "--days",
+    type=click.IntRange(min=1, max=3660),
+    default=365,
+    show_default=True,
+    help="Until when it holds: a newer one knows who was revoked since.",
+)
 @click.pass_context
-def trust(ctx: click.Context) -> None:
+def trust(ctx: click.Context, days: int) -> None:
     """The trust root for outsiders: hand it over by another way than the releases."""
     with session(ctx).ledger() as ledger:
-        click.echo(trust_of(ledger).decode(), nl=False)
+        click.echo(trust_of(ledger, days=days).decode(), nl=False)

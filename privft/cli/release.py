@@ -1,4 +1,4 @@
-"""privft audit, waive, release: from a settled run to the only exit."""
+"""privft audit, waive, countersign, release: from a settled run to the only exit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from privft.cli.session import (
     FILE,
     FOLDER,
     Acting,
+    acting,
     dry_run,
     json_option,
     opening,
@@ -25,9 +26,11 @@ from privft.cli.session import (
     table,
 )
 from privft.errors import AuditFailed, PolicyRefused
+from privft.report.release import MERGED, PAGE, PROOF
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # these load torch
     from privft.audit.verdict import AuditResult
+    from privft.stages.releasing import Leaving
 
 
 @click.command("audit")
@@ -66,7 +69,7 @@ def audit_command(
             )
         if show_private:
             _show_private(ledger, opened.workspace, run, opener)
-    report = folder / "report.html"
+    report = folder / PAGE
     if as_json:
         print_json({"run": run, "report": str(report), **result.to_dict()})
     else:
@@ -153,9 +156,26 @@ def waive_command(
     say(f"run {run} is waived until {expires} by {' and '.join(p.name for p in people)}")
 
 
+@click.command("countersign")
+@click.argument("run")
+@acting
+@dry_run
+@click.pass_context
+def countersign_command(ctx: click.Context, run: str, who: Acting, dry_run: bool) -> None:
+    """Sign the report of an audited run, as an approver."""
+    opened = session(ctx)
+    person = opened.identity(who)
+    with opened.ledger() as ledger:
+        digest = gate.countersign(opened.workspace, ledger, run, person=person, dry_run=dry_run)
+    would = "would sign" if dry_run else "signed"
+    say(f"{person.name} {would} statement {digest[:16]}… of run {run}")
+    say(f"next: privft release {run} --to DIR")
+
+
 @click.command("release")
 @click.argument("run")
 @click.option("--to", "target", type=FOLDER, required=True, help="A folder that does not exist.")
+@click.option("--merge", is_flag=True, help="Also the base model with the adapter added.")
 @json_option
 @opening
 @dry_run
@@ -164,6 +184,7 @@ def release_command(
     ctx: click.Context,
     run: str,
     target: Path,
+    merge: bool,
     as_json: bool,
     who: Acting,
     dry_run: bool,
@@ -172,8 +193,13 @@ def release_command(
     opened = session(ctx)
     actor = opened.identity(who)
     with opened.ledger() as ledger:
+        opener = opened.opener(who)
         if dry_run:
+            from privft.stages.releasing import prepare
+
             say_all(foresight.of_release(ledger, run, target, actor=actor))
+            leaving = prepare(opened.workspace, ledger, run, opener=opener, say=say)
+            _tell(leaving, target, merge=merge, as_json=as_json)
             return
         files = gate.release(
             opened.workspace,
@@ -181,9 +207,25 @@ def release_command(
             run,
             target,
             actor=actor,
-            opener=opened.opener(who),
+            opener=opener,
+            merge=merge,
+            say=say,
         )
     if as_json:
         print_json({"run": run, "folder": str(target), "files": files})
     say(f"released to {target}")
     say(f"next: privft verify {target}")
+
+
+def _tell(leaving: Leaving, target: Path, *, merge: bool, as_json: bool) -> None:
+    """What would leave: names and sizes, and how many signed."""
+    sizes = {name: len(data) for name, data in sorted(leaving.files.items())}
+    signatures = len(leaving.envelope["signatures"])
+    if as_json:
+        print_json({"folder": str(target), "bytes": sizes, "merge": merge})
+    for name, size in sizes.items():
+        say(f"  {name}: {size} bytes")
+    say(f"  {PROOF}: made from the ledger's entry")
+    if merge:
+        say(f"  {MERGED}/: the base model with the adapter added, and its tokenizer")
+    say(f"the statement has {signatures} signature{'' if signatures == 1 else 's'}")

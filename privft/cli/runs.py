@@ -56,6 +56,7 @@ def read_plan(path: Path) -> Plan:
 @click.command("plan")
 @click.argument("config_file", metavar="RUN.YAML", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where the plan goes; by default RUN.plan.")
+@click.option("--html", type=FILE, help="Where its page goes; by default beside the plan.")
 @click.option("--fit", is_flag=True, help="Take the largest epsilon that the budget admits.")
 @click.option(
     "--config-folder",
@@ -70,6 +71,7 @@ def plan_command(
     ctx: click.Context,
     config_file: Path,
     output: Path | None,
+    html: Path | None,
     fit: bool,
     config_folder: Path | None,
     as_json: bool,
@@ -79,13 +81,15 @@ def plan_command(
     """Price a run, or a sweep of runs, in epsilon before any record is opened."""
     opened = session(ctx)
     if is_sweep(config_file):
-        if fit or output is not None:
+        if fit or output is not None or html is not None:
             raise UsageError("a sweep is priced as it is, and leaves no plan")
         with opened.ledger() as ledger:
             actor = opened.identity(who)
             swept = gate.price_sweep(opened.workspace, ledger, config_file, actor=actor)
         show_sweep(swept, as_json)
         return
+    from privft.stages.reporting import plan_page
+
     config = load_config(config_file)
     with opened.ledger() as ledger:
         priced = gate.plan(
@@ -97,18 +101,22 @@ def plan_command(
             fit=fit,
             record=not dry_run,
         )
+        rendered = plan_page(opened.workspace, ledger, priced.plan)
     target = output or config_file.with_suffix(".plan")
+    page = html or target.with_suffix(".html")
     if not dry_run:
         write_private(target, priced.plan.to_bytes() + b"\n")
+        write_private(page, rendered.encode())
     if as_json:
-        print_json({**priced.to_dict(), "file": None if dry_run else str(target)})
+        files = {} if dry_run else {"file": str(target), "page": str(page)}
+        print_json({**priced.to_dict(), "file": None, "page": None, **files})
     else:
         show_price(priced)
     for warning in priced.warnings:
         say(f"warning: {warning}")
     if not dry_run:
         needed = int(priced.plan.policy["approvals"]["value"])
-        say(f"plan written to {target}")
+        say(f"plan written to {target}, its page to {page}")
         say(f"next: privft {'approve' if needed else 'train'} {target}")
 
 

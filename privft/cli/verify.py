@@ -1,14 +1,15 @@
-"""privft verify, report: what an outsider uses, who has neither the data nor the workspace."""
+"""privft verify: what an outsider uses, who has neither the data nor the workspace."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from privft.budget.entries import format_time
 from privft.cli.session import FILE, FOLDER, json_option, print_json, session, table
 from privft.errors import UsageError
-from privft.report import statement
 from privft.report.trust import TrustRoot, parse_trust
 from privft.report.verify import require, verify_release
 from privft.stages.trustroot import trust_of
@@ -23,7 +24,7 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
     """Check a released folder offline, without the data."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}")
-    checks = verify_release(folder, _root(ctx, trust))
+    checks = verify_release(folder, _root(ctx, trust), now=format_time(datetime.now(UTC)))
     if as_json:
         print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
     else:
@@ -48,15 +49,4 @@ def _root(ctx: click.Context, trust: Path | None) -> TrustRoot:
             hint="--trust FILE, from the operator by another way: privft ledger trust prints it",
         ) from error
     with opened.ledger() as ledger:
-        return parse_trust(trust_of(ledger))
-
-
-@click.group("report")
-def report_command() -> None:
-    """Reports: schema of the statement."""
-
-
-@report_command.command("schema")
-def schema() -> None:
-    """The JSON schema of the signed statement."""
-    print_json(statement.schema())
+        return parse_trust(trust_of(ledger, days=1))

@@ -1,21 +1,24 @@
 """From a mechanism to the claim: what a statement's numbers are made with and checked with.
 
-`guarantee` computes every number of the statement's `guarantee` from the events and delta, and
-`budget` those of its `ledger` that the filter counts; the gate calls them when a statement is
-built, `report.verify` when one is checked.  `compare` says where
+`guarantee` computes every number of the statement's `guarantee` from the events and delta,
+`budget` those of its `ledger` that the filter counts, `recoveries` what it tells of lost entries;
+they are called when a statement is built and when one is checked.  `compare` says where
 two of them differ by more than numerical noise: accountants convolve by FFT, whose last digits
 differ between machines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from privft.budget import accounting
+from privft.budget.entries import Entry
 from privft.budget.filter import Cap, admit, fits
 from privft.budget.mechanism import Event, Unit
+from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError
+from privft.signing import VerifyKey
 
 RELATIVE = 1e-6  # what FFTs of different machines may differ by; seen: 1e-11
 ABSOLUTE = 1e-8
@@ -72,6 +75,22 @@ def budget(*, cap: Cap, spent: Sequence[Event], events: Sequence[Event]) -> dict
         "spent_events": [event.to_dict() for event in spent],
         "more_runs_like_this": fits(cap, [*spent, *events], events[0]),
     }
+
+
+def recoveries(entries: Iterable[Entry], lineage: str, log_key: VerifyKey) -> list[dict[str, Any]]:
+    """The recoveries of the ledger among these entries, as a statement on this lineage has them."""
+    return [
+        {
+            "time": entry.time,
+            "kept": entry.index,
+            "seen": max(Checkpoint.open(note, log_key).size for note in entry.body["known"]),
+            "exhausted": lineage in entry.body["lineages"],
+            "reason": entry.body["reason"],
+            "signers": [row["keyid"] for row in entry.body["signatures"]],
+        }
+        for entry in entries
+        if entry.kind == "recovered"
+    ]
 
 
 def compare(stated: Any, computed: Any, where: str = "guarantee") -> list[str]:

@@ -215,6 +215,13 @@ class Approval(Strict):
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
 
+class Signatory(Strict):
+    """Somebody whose countersignature the page can put a name to: an approver at the audit."""
+
+    name: Line
+    keyid: Sha256
+
+
 class BudgetFacts(Strict):
     """Where the data set's budget stands, as the filter counts it."""
 
@@ -239,11 +246,16 @@ class PastRun(Strict):
 
 
 class Recovery(Strict):
-    """The ledger went on from a backup: an entry of it, after which every budget was spent."""
+    """The ledger was restored from a backup.  `kept` entries are there; of a branch with at least
+    `seen` entries, everything after the backup is lost.  `exhausted`: this budget counts as used
+    up since then, for what was lost may have used it.  signers: who took it on themselves."""
 
-    entry: Annotated[int, Field(ge=1)]
-    time: Line
+    time: Time
+    kept: Count
+    seen: Count
+    exhausted: bool
     reason: Words
+    signers: Annotated[list[Sha256], Field(min_length=2)]
 
 
 class LedgerFacts(Strict):
@@ -258,7 +270,7 @@ class LedgerFacts(Strict):
     spent_events: list[EventFacts]
     more_runs_like_this: Count
     history: Annotated[list[PastRun], Field(min_length=1)]
-    recoveries: list[Recovery] = Field(default_factory=list)
+    recoveries: list[Recovery]
 
 
 class Facts(Strict):
@@ -279,6 +291,7 @@ class Facts(Strict):
     policy: PolicyFacts
     plan: PlanFacts
     approvals: list[Approval]
+    may_countersign: list[Signatory]
     ledger: LedgerFacts
     selfcheck: Annotated[list[SelfCheck], Field(min_length=1)]
     reference_values: ReferenceValues

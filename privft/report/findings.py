@@ -66,6 +66,37 @@ class Control(Strict):
     ok: bool
 
 
+class Exposure(Strict):
+    """How far planted secrets stand out among `candidates` texts of the same form that were never
+    in, in bits (Carlini et al. 2019); a secret that the model does not know has 1.44 on average."""
+
+    mean_bits_included: float
+    mean_bits_excluded: float
+    most_bits_included: float
+    ceiling_bits: Amount
+    secrets: Amount
+    candidates: Amount
+
+
+class Extraction(Strict):
+    """How many planted secrets the model writes out when it is given their beginning."""
+
+    included: Count
+    extracted_of_included: Count
+    excluded: Count
+    extracted_of_excluded: Count
+
+    @model_validator(mode="after")
+    def _counts_nest(self) -> Extraction:
+        pairs = (
+            (self.extracted_of_included, self.included),
+            (self.extracted_of_excluded, self.excluded),
+        )
+        if any(out > planted for out, planted in pairs):
+            raise ValueError("expected no more secrets extracted than there are")
+        return self
+
+
 class Roc(Strict):
     """The attack's own curve on the canaries, sorted by `fpr`."""
 
@@ -80,15 +111,29 @@ class Roc(Strict):
 
 
 class AuditFacts(Strict):
-    """What the attacks on planted canaries achieved; the verdict gates release."""
+    """What the attacks on planted canaries achieved; the verdict gates release.
+
+    attempt: how often an audit of this run was begun, this one included: attempts share one
+    significance.  findings: why it failed; none when it passed.
+    """
 
     suite: Line
     suite_sha256: Sha256
+    attempt: Annotated[int, Field(ge=1)]
     verdict: Literal["passed", "failed"]
+    findings: list[Line]
     words: Words
     tests: Annotated[list[AuditTest], Field(min_length=1)]
+    exposure: Exposure | None
+    extraction: Extraction | None
     control: Control | None
     roc: Roc | None
+
+    @model_validator(mode="after")
+    def _verdict_follows_from_findings(self) -> AuditFacts:
+        if (self.verdict == "failed") is not bool(self.findings):
+            raise ValueError(f"an audit that {self.verdict} with {len(self.findings)} findings")
+        return self
 
 
 class Utility(Strict):
@@ -110,12 +155,20 @@ class Utility(Strict):
     group: Line | None = None
 
 
+class WaiverSignature(Strict):
+    """An approver's Ed25519 signature, in hexadecimal, over `budget.signed.waiver_message`."""
+
+    name: Line
+    keyid: Sha256
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+
 class Waiver(Strict):
-    """Two people's decision to release in spite of a failed check."""
+    """Two people's decision to release in spite of a failed check, until `expires`."""
 
     reason: Words
     expires: Time
-    signatures: Annotated[list[dict[str, str]], Field(min_length=2)]
+    signatures: Annotated[list[WaiverSignature], Field(min_length=2)]
 
 
 class Attestation(Strict):

@@ -40,6 +40,8 @@ from privft.report.wording import (
 )
 from privft.signing import VerifyKey
 
+DRAWN_GROUPS = 9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signer:
@@ -83,6 +85,8 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             intervals=[accuracy_interval(test) for test in facts.audit.tests],
             hazards=_by_layer(hazards(facts)),
             waiting=[row for row in hazards(facts) if row.answer == "operator"],
+            drawn_groups=DRAWN_GROUPS,
+            exhausted=any(lost.exhausted for lost in facts.ledger.recoveries),
         )
     )
 
@@ -92,7 +96,8 @@ def verdict(facts: Facts) -> Verdict:
     failed = [f"policy rule not met: {check.rule}" for check in facts.policy.checks if not check.ok]
     failed += [f"self-check failed: {c.check}" for c in facts.selfcheck if not c.ok]
     if facts.audit.verdict != "passed":
-        failed.append(f"audit suite {facts.audit.suite} failed")
+        why = ", ".join(finding.replace("-", " ") for finding in facts.audit.findings)
+        failed.append(f"audit suite {facts.audit.suite} failed: {why}")
     if facts.audit.control is not None and not facts.audit.control.ok:
         failed.append("the audit's control did not behave as it must")
     if facts.reference_values.passed != facts.reference_values.of:
@@ -128,11 +133,11 @@ def verdict(facts: Facts) -> Verdict:
 
 
 def signers(facts: Facts, envelope: Mapping[str, Any] | None) -> list[Signer]:
-    """Who signed, in order: the run key first if it did, people by the name in the approvals."""
+    """Who signed, in order; people by the names that the statement has for approvers."""
     if envelope is None:
         return []
     run_keyid = VerifyKey.from_hex("run", facts.run.run_key).keyid
-    people = {approval.keyid: approval.name for approval in facts.approvals}
+    people = {row.keyid: row.name for row in facts.may_countersign}
     rows = []
     for signature in envelope["signatures"]:
         keyid = str(signature["keyid"])
@@ -190,13 +195,21 @@ def charts(facts: Facts) -> dict[str, Any]:
                 plots.dumbbells(
                     metric,
                     unit,
-                    [_dumbbell(entry) for entry in entries],
+                    [_dumbbell(entry) for entry in _drawn(entries)],
                     key=f"utility-{i}",
                 )
             )
             for i, ((metric, unit), entries) in enumerate(groups.items())
         ],
     }
+
+
+def _drawn(entries: Sequence[Utility]) -> list[Utility]:
+    """What a chart has room for: the whole, and the groups that fare worst after training."""
+    groups = [entry for entry in entries if entry.group is not None]
+    sign = -1 if entries[0].better == "lower" else 1
+    worst = sorted(groups, key=lambda entry: sign * entry.trained)[:DRAWN_GROUPS]
+    return [entry for entry in entries if entry.group is None or entry in worst]
 
 
 def _dumbbell(entry: Utility) -> tuple[str, float, float, tuple[float, float] | None]:

@@ -21,6 +21,7 @@ from typing import Any
 from privft.errors import UsageError
 from privft.report.facts import Facts
 from privft.report.hazards import hazards
+from privft.report.notices import recoveries, secrets, waivers
 from privft.report.page import accuracy_interval, charts, signers, verdict
 from privft.report.statement import digest, validate
 from privft.report.wording import (
@@ -76,9 +77,13 @@ def plain_svg(chart: str) -> str:
 def _first_page(facts: Facts, envelope: Mapping[str, Any] | None) -> dict[str, Any]:
     seal = verdict(facts)
     words = unit_words(facts.guarantee.unit)
+    people = signers(facts, envelope)
     signed = [
-        f"{signer.name}: signed (key {signer.keyid[:16]}…)" for signer in signers(facts, envelope)
+        f"{who.name}: {'signed' if who.role == 'run' else who.role} (key {who.keyid[:16]}…)"
+        for who in people
     ] or ["Nobody yet: this is an unsigned draft."]
+    if len(people) == 1:
+        signed.append("No person has countersigned this report.")
     signed += [
         f"{approval.name}: approved the plan, {approval.time} (key {approval.keyid[:16]}…)"
         for approval in facts.approvals
@@ -88,18 +93,13 @@ def _first_page(facts: Facts, envelope: Mapping[str, Any] | None) -> dict[str, A
         "line": f"Run {facts.run.id}, started by {facts.run.actor}, finished "
         f"{facts.run.settled_time}",
         "synthetic": facts.synthetic,
-        "recoveries": [
-            f"on {recovery.time[:10]} the memory of the budget was restored from a backup (entry "
-            f"{recovery.entry}: {recovery.reason}). What was lost may have used the budget, so "
-            "from then on all of it counts as spent."
-            for recovery in facts.ledger.recoveries
-        ],
         "verdict": {
             "word": seal.word,
             "tone": seal.tone,
             "line": seal.line,
             "reasons": list(seal.reasons),
         },
+        "notices": [*waivers(facts), *recoveries(facts)],
         "bets": bets(facts.guarantee.odds_percent),
         "your": words["your"],
         "claim": f"ε = {round_up(facts.guarantee.epsilon)}, δ = {exact(facts.guarantee.delta)}",
@@ -228,7 +228,11 @@ def _ledger(facts: Facts) -> dict[str, Any]:
             f"All runs on these data together never exceed ε = {exact(cap.epsilon)}, "
             f"δ = {exact(cap.delta)}: an attacker who sees every model would win at most "
             f"{round_up(odds_of(cap.epsilon, cap.delta))} of 100 bets. "
-            f"{ledger.more_runs_like_this} more runs like this one would fit.",
+            + (
+                "No further run fits: the ledger was recovered, and the budget counts as used up."
+                if any(lost.exhausted for lost in ledger.recoveries)
+                else f"{ledger.more_runs_like_this} more runs like this one would fit."
+            ),
         ],
         "tables": [
             _table(
@@ -328,7 +332,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
     drawn = charts(facts)
     return {
         "title": "Attacks",
-        "paragraphs": [audit.words, held],
+        "paragraphs": [audit.words, held, *secrets(facts)],
         "tables": [
             _table(
                 f"Suite “{audit.suite}”: {audit.verdict}",
@@ -366,22 +370,23 @@ def _utility(facts: Facts) -> dict[str, Any]:
 
 
 def _hazards(facts: Facts) -> dict[str, Any]:
-    rows = [[row.title, row.answer, row.why] for row in hazards(facts)]
+    layers: dict[str, list[list[str]]] = {}
+    for row in hazards(facts):
+        layers.setdefault(row.layer, []).append([row.title, row.answer, row.why])
     return {
         "title": "Hazards",
         "paragraphs": ["After NIST SP 800-226. What says “operator” waits for a person to attest."],
         "tables": [
-            _table("What can go wrong with such a claim", ["hazard", "answer", "why"], rows)
+            _table(layer, ["hazard", "answer", "why"], rows) for layer, rows in layers.items()
         ],
     }
 
 
 def _limits(facts: Facts) -> dict[str, Any]:
-    waivers = [f"Waiver: {waiver.reason} Expires {waiver.expires}." for waiver in facts.waivers]
     return {
         "title": "Waivers and limits",
         "paragraphs": [
-            *(waivers or ["No rule was waived."]),
+            *(waivers(facts) or ["No rule was waived."]),
             *facts.limits,
             "What no signature can show, that the run happened as stated, rests on the enclave, "
             "on the run key, and on the honesty of whoever held both.",

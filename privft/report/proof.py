@@ -13,7 +13,7 @@ extends      the checkpoint that the plan saw (the statement's `checkpoint_befor
              consistency proof (RFC 6962) that the later ledger only added to it; null when the
              statement names none
 entries      in rising order of index, each with its inclusion proof under `checkpoint`: the
-             approvals of the plan, and all entries of the run
+             approvals of the plan, all entries of the run, and every recovery of the ledger
 
 To check by hand: the canonical JSON of an `entry`, after a byte 0x00, hashed with SHA-256 is its
 leaf; hashing it with the proof's hashes from the leaf up, each pair after a byte 0x01, left before
@@ -120,6 +120,7 @@ def build_proof(
     ]
     if not chosen:
         raise IntegrityError(f"the ledger has no entry of run {run}")
+    chosen += [e for e in everything if e.kind == "recovered"]
     extends = None
     if checkpoint_before:
         old = Checkpoint.open(checkpoint_before, log_key).size

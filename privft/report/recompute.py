@@ -7,17 +7,19 @@ Nothing here reads files, and nothing here needs the data, the model or torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
 from privft.audit import bounds
 from privft.budget import accounting
+from privft.budget.entries import parse_time
 from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
-from privft.errors import IntegrityError, SignatureError
-from privft.plan import approval_message
+from privft.budget.signed import check_approval, check_recovery, check_waiver
+from privft.errors import IntegrityError, OrderError, PolicyRefused, SignatureError
 from privft.policy import PlanFacts, Policy
 from privft.policy import check as policy_check
 from privft.report import claim
@@ -32,10 +34,10 @@ PLAIN, CURVES = "one-run (epsilon, delta)", "one-run f-DP"
 BOUND_TOLERANCE = 1e-5  # bounds are bisected to 1e-7
 
 
-def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | None) -> str:
+def entries_agree(
+    statement: Statement, payload: bytes, ledger: ProvenLedger, log_key: VerifyKey
+) -> str:
     """What the ledger holds on the run is what the statement says, and came in this order."""
-    if ledger is None:
-        raise IntegrityError("there is no proof of the ledger's entries")
     facts, sha = statement.predicate, sha256_hex(payload)
     reserved, settled = ledger.only("run-reserved"), ledger.only("run-settled")
     audits = [entry for entry in ledger.entries if entry.kind == "run-audited"]
@@ -66,7 +68,9 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
         ("adapter", settled.body["adapter"], facts.model.adapter_files),
         ("audit begun", started[-1].body["attempt"], audited.body["attempt"]),
         ("audits begun", [e.body["attempt"] for e in started], [*range(1, len(started) + 1)]),
+        ("audit attempt", audited.body["attempt"], facts.audit.attempt),
         ("audit verdict", audited.body["verdict"], facts.audit.verdict),
+        ("audit findings", audited.body["findings"], facts.audit.findings),
         ("audit suite", audited.body["suite"], facts.audit.suite),
         ("audit suite's digest", audited.body["suite_digest"], facts.audit.suite_sha256),
         ("released statement", released.body["statement_sha256"], sha),
@@ -76,12 +80,9 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
             if "run" in entry.body
         ],
     ]
-    if not facts.waivers:
-        same.append(("audited statement", audited.body["statement_sha256"], sha))
-    waived = [
-        (e.body["reason"], e.body["expires"]) for e in ledger.entries if e.kind == "run-waived"
-    ]
-    same.append(("waivers", waived, [(w.reason, w.expires) for w in facts.waivers]))
+    before = [entry for entry in ledger.entries if entry.index < audited.index]
+    recoveries = claim.recoveries(before, facts.data.lineage, log_key)
+    same.append(("recoveries", recoveries, [r.model_dump() for r in facts.ledger.recoveries]))
     for what, held, stated in same:
         if held != stated:
             raise IntegrityError(f"{what}: the ledger has {held!r}, the statement {stated!r}")
@@ -103,33 +104,75 @@ def entries_agree(statement: Statement, payload: bytes, ledger: ProvenLedger | N
 
 
 def approvals_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot) -> str:
-    """Every approval in the statement is an entry of the ledger, signed by a trusted person."""
+    """Every approval in the statement is an entry of the ledger, signed by a trusted person whose
+    key counted then; and two such people signed every recovery of the ledger."""
     facts = statement.predicate
     names = [approval.name for approval in facts.approvals]
     keys = [approval.keyid for approval in facts.approvals]
     if len(set(names)) != len(names) or len(set(keys)) != len(keys):
         raise SignatureError("one person or one key approved twice")
-    reserved = ledger.only("run-reserved")
+    reserved, ring = ledger.only("run-reserved"), trust.ring()
     entries = {
-        (e.body["approver"], e.body["signature"], e.time)
+        (e.body["approver"], e.body["signature"], e.time): e.body
         for e in ledger.entries
         if e.kind == "plan-approved"
         and e.body["plan_sha256"] == facts.plan.sha256
         and e.index < reserved.index
     }
     for approval in facts.approvals:
-        if (approval.name, approval.signature, approval.time) not in entries:
+        body = entries.get((approval.name, approval.signature, approval.time))
+        if body is None:
             raise SignatureError(f"the ledger has no approval by {approval.name} as stated")
-        person = trust.person(approval.name, approval.keyid)
-        if person is None:
-            raise SignatureError(f"the trust root does not know {approval.name} with that key")
-        if "approver" not in person.roles:
-            raise SignatureError(f"{approval.name} is no approver in the trust root")
-        key = VerifyKey.from_hex(person.name, person.ed25519)
-        key.verify(bytes.fromhex(approval.signature), approval_message(facts.plan.sha256))
+        with _against_the_trust_root():
+            check_approval(body, ring, approval.time)
+            person = ring.may(approval.name, "approver", approval.time)
+            if person.verify_key.keyid != approval.keyid:
+                raise SignatureError(f"{approval.name} has another key than the approval states")
+    for entry in ledger.entries:
+        if entry.kind == "recovered":
+            with _against_the_trust_root():
+                check_recovery(entry.body, ring, entry.time)
     if not facts.approvals:
         return "no approval was asked for, none is stated"
     return f"approved by {', '.join(names)}, before the run was reserved"
+
+
+def waivers_hold(statement: Statement, ledger: ProvenLedger, trust: TrustRoot) -> str:
+    """The released statement is the audited one, with nothing added but the waivers of that audit,
+    each signed by two trusted people; and a failed audit was waived when the run was released."""
+    facts, plain = statement.predicate, statement.model_dump(mode="json", by_alias=True)
+    audited = [entry for entry in ledger.entries if entry.kind == "run-audited"][-1]
+    released, sha = ledger.only("run-released"), audited.body["statement_sha256"]
+    entries = [e for e in ledger.entries if e.kind == "run-waived" and audited.index < e.index]
+    plain["predicate"]["waivers"] = []
+    if sha256_hex(canonical_json(plain)) != sha:
+        raise IntegrityError("the released statement is not the audited one with its waivers")
+    fields = ("reason", "expires", "signatures")
+    held = [{name: entry.body[name] for name in fields} for entry in entries]
+    if held != [waiver.model_dump(mode="json") for waiver in facts.waivers]:
+        raise IntegrityError(f"the ledger has {len(held)} waivers of this audit, and not as stated")
+    for entry in entries:
+        with _against_the_trust_root():
+            check_waiver(entry.body, trust.ring(), entry.time, statement_sha256=sha)
+    in_time = [e for e in entries if parse_time(released.time) < parse_time(e.body["expires"])]
+    if facts.audit.verdict != "passed" and not in_time:
+        raise IntegrityError("released after a failed audit, without a waiver that held then")
+    if not entries:
+        return "none, and none was needed; the released statement is the audited one"
+    names = sorted({row.name for waiver in facts.waivers for row in waiver.signatures})
+    return f"{len(entries)}, signed by {', '.join(names)}, in force at the release"
+
+
+@contextmanager
+def _against_the_trust_root() -> Iterator[None]:
+    """What a ring finds wanting in a person, said of the trust root."""
+    try:
+        yield
+    except (PolicyRefused, OrderError) as error:
+        raise SignatureError(
+            f"by the trust root, {error.message}",
+            hint="a newer trust root may know more: ask the operator by another way",
+        ) from error
 
 
 def epsilon_agrees(plain: Mapping[str, Any]) -> str:

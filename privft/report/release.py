@@ -5,6 +5,7 @@
     statement.dsse.json   the signed truth: a DSSE envelope, one line of canonical JSON
     README.md  report.html  LICENSE-NOTE.txt                          rendered from the statement
     ledger-proof.json     the thread to the ledger (`report.proof`)
+    merged/               only where it was asked for: the base model with the adapter added
 
 Order of making: render (here), log the `run-released` entry with the digests of weights and
 rendered files, prove it (`proof.build_proof`), write.  The proof comes last because it contains the
@@ -24,8 +25,10 @@ from privft.report.statement import payload
 from privft.signing import canonical_json
 
 STATEMENT, PAGE, CARD = "statement.dsse.json", "report.html", "README.md"
+STATEMENT_TEXT, PDF = "report.json", "report.pdf"  # beside the page in a run's folder only
 PROOF, LICENCE_NOTE = "ledger-proof.json", "LICENSE-NOTE.txt"
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
+MERGED = "merged"
 
 
 def rendered_files(statement: Mapping[str, Any], envelope: Mapping[str, Any]) -> dict[str, bytes]:

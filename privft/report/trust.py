@@ -5,14 +5,20 @@ pinned in a repository.  Nothing in it is secret; everything rests on its being 
 
     {"format": "privft-trust-v1",
      "origin": "privft.example/ward-7",
+     "issued": "2026-11-23T20:15:24Z", "expires": "2027-11-23T20:15:24Z",
      "log_key": {"name": "privft.example/ward-7", "hex": "<64 hex digits, Ed25519>"},
-     "people": [{"name": "amara-liu", "roles": ["approver"], "ed25519": "<64 hex digits>"}],
+     "people": [{"name": "amara-liu", "roles": ["approver"], "ed25519": "<64 hex digits>",
+                 "added": "2026-01-07T09:00:00Z", "expires": null, "revoked": null}],
      "policy_sha256": ["<64 hex digits>"]}
 
 origin          the name of the ledger, first line of every checkpoint; also the log key's name
+issued, expires an old file does not know who was revoked since; past `expires` it vouches for
+                nothing, and a newer one is due
 log_key         signs the checkpoints; through them it vouches for every entry, run keys included
-people          whose countersignatures and approvals count, and as what; a name that had other
-                keys before stands once for each of them
+people          whose countersignatures, approvals and waivers count, as what, and when: a key
+                counts from `added` until `expires` or `revoked`, held against the time that the
+                ledger gives to the act.  What was signed before a revocation stays signed.  A name
+                that had other keys before stands once for each of them
 policy_sha256   the policies that the verifier accepts; an empty list accepts any, and the check
                 says so
 
@@ -26,9 +32,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from privft.errors import SignatureError
+from privft.budget.entries import Role, parse_time
+from privft.errors import IntegrityError, SignatureError
+from privft.keyring import Keyring, Person
 from privft.report.values import Line, Sha256, Strict
-from privft.signing import VerifyKey
+from privft.signing import PublicIdentity, VerifyKey
+
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+_NEWER = "ask the operator for a newer one by a way other than this folder: privft ledger trust"
 
 
 class LogKey(Strict):
@@ -39,11 +50,14 @@ class LogKey(Strict):
 
 
 class TrustedPerson(Strict):
-    """A person whose signatures count."""
+    """A person whose signatures count, from `added` until `expires` or `revoked`."""
 
     name: Line
-    roles: Annotated[list[Line], Field(min_length=1)]
+    roles: Annotated[list[Role], Field(min_length=1)]
     ed25519: Sha256
+    added: Moment
+    expires: Moment | None
+    revoked: Moment | None
 
 
 class TrustRoot(Strict):
@@ -51,6 +65,8 @@ class TrustRoot(Strict):
 
     format: Literal["privft-trust-v1"]
     origin: Line
+    issued: Moment
+    expires: Moment
     log_key: LogKey
     people: list[TrustedPerson]
     policy_sha256: list[Sha256]
@@ -62,21 +78,38 @@ class TrustRoot(Strict):
         keys = [person.ed25519 for person in self.people]
         if len(set(keys)) != len(keys):
             raise ValueError("expected every key once")
+        people = [m for p in self.people for m in (p.added, p.expires, p.revoked) if m is not None]
+        for moment in (self.issued, self.expires, *people):
+            parse_time(moment)
         return self
+
+    def check_current(self, now: str) -> None:
+        """Return when the file vouches for anything at this moment; raises `SignatureError`."""
+        if parse_time(now) >= parse_time(self.expires):
+            raise SignatureError(f"the trust root expired at {self.expires}", hint=_NEWER)
 
     def log(self) -> VerifyKey:
         """The key that opens checkpoints."""
         return VerifyKey.from_hex(self.log_key.name, self.log_key.hex)
 
-    def person(self, name: str, keyid: str) -> TrustedPerson | None:
-        """Who has this name and this key, if anybody (one name may have had several keys)."""
-        for person in self.people:
-            if person.name == name and VerifyKey.from_hex(name, person.ed25519).keyid == keyid:
-                return person
-        return None
+    def ring(self) -> Keyring:
+        """The people as a ring, which knows whose key counted for what and when."""
+        return Keyring(
+            people=tuple(
+                Person(
+                    name=person.name,
+                    roles=tuple(person.roles),
+                    public=PublicIdentity(name=person.name, ed25519=person.ed25519, x25519=""),
+                    added=person.added,
+                    expires=person.expires,
+                    revoked=person.revoked,
+                )
+                for person in self.people
+            )
+        )
 
     def keys(self) -> Mapping[str, VerifyKey]:
-        """The people's keys by key id."""
+        """The people's keys by key id, whether or not they count any more."""
         keys = [VerifyKey.from_hex(person.name, person.ed25519) for person in self.people]
         return {key.keyid: key for key in keys}
 
@@ -85,7 +118,7 @@ def parse_trust(data: bytes) -> TrustRoot:
     """The trust root in these bytes; raises `SignatureError`: without it nothing holds."""
     try:
         return TrustRoot.model_validate_json(data)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, IntegrityError) as error:
         reason = (
             error.errors(include_input=False)[0]["msg"]
             if isinstance(error, ValidationError)
@@ -100,17 +133,28 @@ def parse_trust(data: bytes) -> TrustRoot:
 def make_trust(
     *,
     log_key: VerifyKey,
-    people: Sequence[tuple[VerifyKey, Sequence[str]]] = (),
+    people: Sequence[Person] = (),
     policy_sha256: Sequence[str] = (),
+    issued: str,
+    expires: str,
 ) -> bytes:
-    """The file for this log key and these people with their roles, ended by a newline."""
+    """The file for this log key and these people, ended by a newline.  issued, expires: ISO."""
     root = TrustRoot(
         format="privft-trust-v1",
         origin=log_key.name,
+        issued=issued,
+        expires=expires,
         log_key=LogKey(name=log_key.name, hex=log_key.hex),
         people=[
-            TrustedPerson(name=key.name, roles=list(roles), ed25519=key.hex)
-            for key, roles in people
+            TrustedPerson(
+                name=person.name,
+                roles=list(person.roles),
+                ed25519=person.public.ed25519,
+                added=person.added,
+                expires=person.expires,
+                revoked=person.revoked,
+            )
+            for person in people
         ],
         policy_sha256=list(policy_sha256),
     )

@@ -3,16 +3,19 @@
 What the folder holds is in `report.release`.  `verify_release` answers with one row a check, in
 this order; a check that needs what an earlier one failed to establish is not passed, and says so:
 
+    trust root  has not expired
     files       the folder holds exactly its files, all of them plain files
     ledger      entries of the run lie in the log whose key the trust root names, and that log only
                 grew since the plan was made
     signature   the key that the ledger reserved for this run signed the statement; countersigners
-                are people of the trust root
+                are approvers of the trust root whose keys counted at the release
     statement   fits its schema, is canonical, does not contradict itself
     digests     every file is the one that the ledger entry `run-released` lists
     entries     what the ledger says on mechanism, events, policy, plan, audit and adapter is what
                 the statement says
-    approvals   distinct people, each as an entry in the ledger
+    approvals   distinct people, each as an entry in the ledger, signed
+    waivers     what was audited is what was released, but for waivers that two people signed; a
+                failed audit has one in force
     epsilon     recomputed from the events by both accountants, with odds and trade-off curve
     budget      recomputed by the filter from everything charged before
     audit       bounds recomputed from the counts, and the verdict from the bounds
@@ -25,6 +28,7 @@ enclave that held it, and on the log key.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from collections.abc import Callable, Sequence
@@ -38,7 +42,7 @@ from privft.report import recompute
 from privft.report.card import render_card, render_licence_note
 from privft.report.page import render
 from privft.report.proof import ProvenLedger, check_proof
-from privft.report.release import CARD, LICENCE_NOTE, PAGE, PROOF, STATEMENT, WEIGHTS
+from privft.report.release import CARD, LICENCE_NOTE, MERGED, PAGE, PROOF, STATEMENT, WEIGHTS
 from privft.report.statement import PAYLOAD_TYPE, RENDERER, Statement, parse
 from privft.report.trust import TrustRoot
 from privft.signing import VerifyKey, canonical_json, dsse_open, parse_canonical, sha256_hex
@@ -66,26 +70,35 @@ class _Found:
 
     directory: Path
     trust: TrustRoot
+    now: str
     files: dict[str, Path] = field(default_factory=dict)
     ledger: ProvenLedger | None = None
     envelope: dict[str, Any] | None = None
     payload: bytes | None = None
+    countersigners: list[VerifyKey] = field(default_factory=list)
     statement: Statement | None = None
     plain: dict[str, Any] | None = None
 
     def read(self, name: str) -> bytes:
         """A file whose presence was checked."""
+        return self.path(name).read_bytes()
+
+    def path(self, name: str) -> Path:
+        """Where such a file is."""
         path: Path = _need(self.files.get(name), "files")
-        return path.read_bytes()
+        return path
 
 
 class _Blocked(Exception):
     """A check needs something that an earlier one did not establish."""
 
 
-def verify_release(directory: Path, trust: TrustRoot) -> list[Check]:
-    """All checks of a released folder, passed or not; never raises for what is in the folder."""
-    found = _Found(directory=directory, trust=trust)
+def verify_release(directory: Path, trust: TrustRoot, *, now: str) -> list[Check]:
+    """All checks of a released folder, passed or not; never raises for what is in the folder.
+
+    now: the moment (ISO time, UTC) at which the trust root has to hold.
+    """
+    found = _Found(directory=directory, trust=trust, now=now)
     rows = []
     for name, check in _CHECKS:
         try:
@@ -130,14 +143,24 @@ def _need(value: Any, name: str) -> Any:
     return value
 
 
+def _trust(found: _Found) -> str:
+    root = found.trust
+    root.check_current(found.now)
+    revoked = sum(person.revoked is not None for person in root.people)
+    return f"{len(root.people)} people, {revoked} revoked; holds until {root.expires}"
+
+
 def _files(found: _Found) -> str:
     known = {*WEIGHTS, STATEMENT, PAGE, CARD, PROOF, LICENCE_NOTE}
     if not found.directory.is_dir():
         raise IntegrityError("there is no such folder")
-    names = set()
+    names, merged = set(), 0
     for path in found.directory.iterdir():
-        names.add(path.name)
         status = path.lstat()
+        if path.name == MERGED and stat.S_ISDIR(status.st_mode):
+            merged = _merged_files(found, path)
+            continue
+        names.add(path.name)
         if not stat.S_ISREG(status.st_mode):
             raise IntegrityError(f"{path.name} is not a plain file")
         if path.name in known:
@@ -150,7 +173,17 @@ def _files(found: _Found) -> str:
     missing = sorted(known - {*WEIGHTS} - names)
     if missing or not names & {*WEIGHTS}:
         raise IntegrityError(f"missing files: {', '.join(missing) or 'the weights'}")
-    return f"{len(names)} files, none missing, none extra"
+    words = f" and {merged} of a merged model" if merged else ""
+    return f"{len(names)} files{words}, none missing, none extra"
+
+
+def _merged_files(found: _Found, folder: Path) -> int:
+    """The files of the merged model; which ones belong there is for the ledger's list to say."""
+    for path in folder.iterdir():
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise IntegrityError(f"{MERGED}/{path.name} is not a plain file")
+        found.files[f"{MERGED}/{path.name}"] = path
+    return sum(name.startswith(f"{MERGED}/") for name in found.files)
 
 
 def _ledger(found: _Found) -> str:
@@ -183,16 +216,29 @@ def _signature(found: _Found) -> str:
     if len(set(given)) != len(given):
         raise SignatureError("one key signed twice")
     found.envelope, found.payload = envelope, payload
-    names = [people[keyid].name for keyid in signers if keyid in people]
+    released = ledger.only("run-released").time
+    counted = found.trust.ring().trusted("approver", released)
+    for key in (people[keyid] for keyid in signers if keyid in people):
+        if key.keyid not in counted:
+            raise SignatureError(
+                f"{key.name} countersigned, and was no approver whose key counted at {released}"
+            )
+        found.countersigners.append(key)
+    names = [key.name for key in found.countersigners]
     return "signed by the run key" + (f", countersigned by {', '.join(names)}" if names else "")
 
 
 def _statement(found: _Found) -> str:
     data: bytes = _need(found.payload, "signature")
     statement = parse(data)
-    if set(found.files) != expected_files(statement):
-        odd = sorted(set(found.files) ^ expected_files(statement))
+    own = {name for name in found.files if not name.startswith(f"{MERGED}/")}
+    if own != expected_files(statement):
+        odd = sorted(own ^ expected_files(statement))
         raise IntegrityError(f"the statement and the folder differ on {', '.join(odd)}")
+    named = {row.keyid: row.name for row in statement.predicate.may_countersign}
+    for key in found.countersigners:
+        if named.get(key.keyid) != key.name:
+            raise SignatureError(f"the statement does not name {key.name} as a countersigner")
     before = statement.predicate.ledger.checkpoint_before
     if before != (found.ledger.extends if found.ledger and found.ledger.extends else ""):
         raise IntegrityError("the ledger's proof does not start from the plan's checkpoint")
@@ -206,7 +252,7 @@ def _digests(found: _Found) -> str:
     ledger: ProvenLedger = _need(found.ledger, "ledger")
     statement: Statement = _need(found.statement, "statement")
     released = ledger.only("run-released").body
-    own = {name: sha256_hex(found.read(name)) for name in sorted(found.files) if name != PROOF}
+    own = {name: _sha256(found.path(name)) for name in sorted(found.files) if name != PROOF}
     if set(released["files"]) != set(own):
         odd = sorted(set(released["files"]) ^ set(own))
         raise IntegrityError(f"the ledger's list of files differs on {', '.join(odd)}")
@@ -223,14 +269,28 @@ def _digests(found: _Found) -> str:
     return f"{len(own)} files are those that the ledger entry lists"
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _entries(found: _Found) -> str:
     return recompute.entries_agree(
-        _need(found.statement, "statement"), _need(found.payload, "signature"), found.ledger
+        _need(found.statement, "statement"),
+        _need(found.payload, "signature"),
+        _need(found.ledger, "ledger"),
+        found.trust.log(),
     )
 
 
 def _approvals(found: _Found) -> str:
     return recompute.approvals_hold(
+        _need(found.statement, "statement"), _need(found.ledger, "ledger"), found.trust
+    )
+
+
+def _waivers(found: _Found) -> str:
+    return recompute.waivers_hold(
         _need(found.statement, "statement"), _need(found.ledger, "ledger"), found.trust
     )
 
@@ -275,6 +335,7 @@ def _rendered(name: str, make: Callable[[_Found], str]) -> Callable[[_Found], st
 
 
 _CHECKS: tuple[tuple[str, Callable[[_Found], str]], ...] = (
+    ("trust root", _trust),
     ("files", _files),
     ("ledger", _ledger),
     ("signature", _signature),
@@ -282,6 +343,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Found], str]], ...] = (
     ("digests", _digests),
     ("entries", _entries),
     ("approvals", _approvals),
+    ("waivers", _waivers),
     ("epsilon", _epsilon),
     ("budget", _budget),
     ("audit", _audit),
@@ -299,6 +361,9 @@ _CHECKS: tuple[tuple[str, Callable[[_Found], str]], ...] = (
 
 
 def recipe() -> str:
-    """The one-page recipe that checks a release with public tools only (Markdown)."""
+    """The one-page recipe that checks a release with public tools only (Markdown).
+
+    It is no part of a release: a recipe that came with what it checks would prove nothing.
+    """
     template = resources.files("privft.report") / "templates" / "recipe.md"
     return template.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from privft.audit.extraction import extracted
 from privft.audit.selfcheck import Check
 from privft.audit.suite import Suite, load_suite
 from privft.audit.verdict import AuditResult, run_audit
+from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.errors import IntegrityError
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
 from privft.randomness import KeyedStreams
 from privft.report import statement
-from privft.report.release import rendered_files
+from privft.report.release import STATEMENT
 from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
 from privft.stages.data import open_vault
@@ -44,6 +46,7 @@ from privft.stages.modelling import (
     shape_of,
 )
 from privft.stages.published import published_values
+from privft.stages.reporting import write_report
 from privft.stages.retention import PRIVATE
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
@@ -142,12 +145,13 @@ def audit(
         reference=published_values(workspace.cache),
         versions=_versions(),
         machine={"python": platform.python_version(), "machine": platform.machine()},
+        audited=format_time(datetime.now(UTC)),
     )
     stated = statement.build(body)
     payload = statement.payload(stated)
     envelope = dsse_sign(payload, statement.PAYLOAD_TYPE, [run_key])
-    for name, data in rendered_files(stated, envelope).items():
-        write_private(folder / name, data)
+    write_private(folder / STATEMENT, canonical_json(envelope) + b"\n")
+    write_report(folder, stated, envelope, say=watch.say)
     ledger.append(
         "run-audited",
         {
@@ -265,10 +269,8 @@ def _utility(
     if path is None:
         return []
     watch.say("measuring usefulness on public text")
-    units = [
-        workbench.encode(unit)
-        for unit in public_units(path, vault.fields, most=workbench.config.evaluation.max_records)
-    ]
+    records = public_units(path, vault.fields, most=workbench.config.evaluation.max_records)
+    units = [workbench.encode(unit) for unit in records]
     source = "generated" if workbench.config.synthetic else "public"
     before, after = (unit_losses(model, units) for model in (untrained, trained))
     rows = [
@@ -283,7 +285,25 @@ def _utility(
     ]
     if isinstance(trained, Classifier) and isinstance(untrained, Classifier):
         hits = [unit_accuracies(model, units) for model in (untrained, trained)]
-        rows.insert(0, _compared(source, "accuracy", None, *hits, better="higher"))
+        whole = _compared(source, "accuracy", None, *hits, better="higher")
+        labels = np.array([str(unit["records"][0]["label"]) for unit in records])
+        rows = [whole, *_by_label(source, labels, *hits), *rows]
+    return rows
+
+
+def _by_label(
+    source: str,
+    labels: np.ndarray[Any, Any],
+    before: np.ndarray[Any, Any],
+    after: np.ndarray[Any, Any],
+) -> list[dict[str, Any]]:
+    """The accuracy on each label's own records: noise costs small groups the most."""
+    rows = []
+    for label in sorted(set(labels.tolist())):
+        own = (labels == label) & np.isfinite(before) & np.isfinite(after)
+        if own.any():
+            row = _compared(source, "accuracy", None, before[own], after[own], better="higher")
+            rows.append({**row, "group": label})
     return rows
 
 
@@ -301,7 +321,8 @@ def _compared(
     *,
     better: str,
 ) -> dict[str, Any]:
-    """A paired comparison with a 95% interval (normal approximation of the mean difference)."""
+    """A paired comparison with a 95% interval (normal approximation of the mean difference, which
+    says nothing on fewer than ten records)."""
     kept = np.isfinite(before) & np.isfinite(after)
     before, after = before[kept], after[kept]
     change = after - before
@@ -314,7 +335,7 @@ def _compared(
         "base": float(before.mean()),
         "trained": float(after.mean()),
         "difference": middle,
-        "interval": [middle - half, middle + half] if len(change) > 1 else None,
+        "interval": [middle - half, middle + half] if len(change) >= 10 else None,
         "n": len(change),
         "better": better,
     }

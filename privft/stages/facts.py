@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privft.audit.verdict import AuditResult
-from privft.budget.accounting import cost
-from privft.budget.filter import admit
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
 from privft.report import claim
 from privft.stages.planning import approvals_of
+from privft.stages.reporting import burn_down
 from privft.training import noise
 
 _LICENCES = {
@@ -40,8 +39,9 @@ def gather(
     reference: Mapping[str, Any],
     versions: Mapping[str, str],
     machine: Mapping[str, str],
+    audited: str,
 ) -> dict[str, Any]:
-    """The fields of `report.facts.Facts`, without `renderer`."""
+    """The fields of `report.facts.Facts`, without `renderer`.  audited: now, as ISO time."""
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     (settled,) = ledger.entries(kind="run-settled", run=run)
     config = plan.the_config()
@@ -97,6 +97,11 @@ def gather(
         },
         "plan": {"sha256": plan.digest, "created": plan.created},
         "approvals": approvals_of(ledger, plan.digest),
+        "may_countersign": [
+            {"name": person.name, "keyid": person.verify_key.keyid}
+            for person in ledger.keyring().people
+            if "approver" in person.roles and person.good_at(audited)
+        ],
         "ledger": _ledger_facts(ledger, run, plan, events),
         "selfcheck": [check.to_dict() for check in result.selfcheck],
         "reference_values": dict(reference),
@@ -109,30 +114,17 @@ def gather(
 
 def _ledger_facts(ledger: Ledger, run: str, plan: Plan, events: Sequence[Event]) -> dict[str, Any]:
     cap = ledger.budget(plan.lineage).cap
-    records = ledger.runs(plan.lineage)
-    position = [record.run for record in records].index(run)
-    history: list[dict[str, Any]] = []
-    spent: list[Event] = []
     before: list[Event] = []
-    for record in records[: position + 1]:
-        before = list(spent)
-        spent += record.charged
-        history.append(
-            {
-                "run": record.run,
-                "epsilon": cost(record.charged, plan.delta).epsilon if record.charged else 0.0,
-                "cumulative": admit(cap, spent, ()).epsilon_spent,
-            }
-        )
+    for record in ledger.runs(plan.lineage):
+        if record.run == run:
+            break
+        before += record.charged
     return {
         "log_key": ledger.key.hex,
         "checkpoint_before": plan.checkpoint,
         **claim.budget(cap=cap, spent=before, events=events),
-        "history": history,
-        "recoveries": [
-            {"entry": entry.index, "time": entry.time, "reason": entry.body["reason"]}
-            for entry in ledger.entries(kind="recovered")
-        ],
+        "history": burn_down(ledger, cap, plan.lineage, plan.delta, until=run),
+        "recoveries": claim.recoveries(ledger.entries(kind="recovered"), plan.lineage, ledger.key),
     }
 
 

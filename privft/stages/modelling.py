@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,16 @@ class Workbench:
             token_budget=performance.tokens_per_microbatch,
             checkpoint_every=performance.checkpoint_every,
         )
+
+
+def write_merged(
+    config: RunConfig, base: basemodel.BaseModel, files: Mapping[str, bytes], folder: Path
+) -> None:
+    """The base model with the adapter added, and its tokenizer, into an empty folder."""
+    module = basemodel.load_model(base, task=config.task, dtype=config.model.dtype)
+    adapter.save_merged(module, files, folder)
+    for path in basemodel.tokenizer_files(base.folder):
+        shutil.copyfile(path, folder / path.name)
 
 
 def shape_of(vault: Vault) -> Shape:

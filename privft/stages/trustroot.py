@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
+from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.report.trust import make_trust
 
 
-def trust_of(ledger: Ledger) -> bytes:
-    """The file for `privft verify --trust`: the log key, everybody on the ring, and the policies
-    that data sets were created under."""
+def trust_of(ledger: Ledger, *, days: int) -> bytes:
+    """The file for `privft verify --trust`, good for so many days from now: the log key, everybody
+    who is or was on the ring, and the policies that data sets were created under."""
+    now = datetime.now(UTC)
     policies = {e.body["policy_digest"] for e in ledger.entries(kind="dataset-created")}
     return make_trust(
         log_key=ledger.key,
-        people=[(person.verify_key, person.roles) for person in ledger.keyring().people],
+        people=ledger.keyring().people,
         policy_sha256=sorted(policies),
+        issued=format_time(now),
+        expires=format_time(now + timedelta(days=days)),
     )

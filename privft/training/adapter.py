@@ -14,6 +14,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import (
@@ -173,3 +174,22 @@ def load_adapter(base: nn.Module, files: Mapping[str, bytes], *, pad_id: int) ->
     classifier = Classifier(body, hidden=hidden, labels=labels, pad_id=pad_id)
     classifier.head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items()})
     return classifier
+
+
+def save_merged(base: nn.Module, files: Mapping[str, bytes], folder: Path) -> None:
+    """Write the base model with the adapter added to its weights, as safetensors and config.
+
+    The sum is taken in the base's own type, by one thread, so that it has the same bits each time.
+    A classifier's head is not part of it.  Raises `InputError` when there is no LoRA to add.
+    """
+    if "adapter_config.json" not in files:
+        raise InputError("there is no LoRA adapter to merge: only a head was trained")
+    loaded = load_adapter(base, files, pad_id=0)
+    body = loaded.module.encoder if isinstance(loaded, Classifier) else loaded.module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        merged = body.merge_and_unload()  # type: ignore[operator, union-attr]
+    finally:
+        torch.set_num_threads(threads)
+    merged.save_pretrained(folder, safe_serialization=True)

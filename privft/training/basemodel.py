@@ -197,10 +197,14 @@ def weights_digest(folder: Path) -> str:
     return _digest_of([*extra, *sorted(folder.glob("*.safetensors"))])
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a model's folder."""
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
 def tokenizer_digest(folder: Path) -> str:
     """As `weights_digest`, over the tokenizer's files."""
-    names = (name for name in _TOKENIZER_FILES if (folder / name).is_file())
-    return _digest_of(folder / name for name in names)
+    return _digest_of(tokenizer_files(folder))
 
 
 def check_folder(folder: Path) -> None:

@@ -182,6 +182,10 @@ def made_up_facts() -> dict[str, Any]:
                 "signature": "0b" * 64,
             },
         ],
+        "may_countersign": [
+            {"name": "jonas-weidling", "keyid": hexes("jonas")},
+            {"name": "amara-liu", "keyid": hexes("amara")},
+        ],
         "ledger": {
             "log_key": hexes("log"),
             "checkpoint_before": "privft.example/ward-7\n17\n"
@@ -195,6 +199,7 @@ def made_up_facts() -> dict[str, Any]:
                 {"run": "r-0007-9c01aa", "epsilon": 1.1295700925300696, "cumulative": 1.62},
                 {"run": "r-0012-ab12cd", "epsilon": 1.9018042357527423, "cumulative": 2.95},
             ],
+            "recoveries": [],
         },
         "selfcheck": [
             {
@@ -227,7 +232,9 @@ def made_up_facts() -> dict[str, Any]:
         "audit": {
             "suite": "standard",
             "suite_sha256": hexes("suite"),
+            "attempt": 1,
             "verdict": "passed",
+            "findings": [],
             "words": "No attack on 512 planted canaries proved more than the claim. At this number "
             "of canaries a flawless attack could have proved 3.49, so the audit would have noticed "
             "a leak well above the claim, and cannot notice a small one.",
@@ -253,6 +260,20 @@ def made_up_facts() -> dict[str, Any]:
                     "ceiling": 3.465,
                 },
             ],
+            "exposure": {
+                "mean_bits_included": 1.52,
+                "mean_bits_excluded": 1.41,
+                "most_bits_included": 6.1,
+                "ceiling_bits": 9.0,
+                "secrets": 256,
+                "candidates": 511,
+            },
+            "extraction": {
+                "included": 129,
+                "extracted_of_included": 0,
+                "excluded": 127,
+                "extracted_of_excluded": 0,
+            },
             "control": {
                 "what": "the same attack on a model trained without noise",
                 "canaries": 512,

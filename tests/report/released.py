@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from privft.budget import translog
-from privft.budget.entries import Entry, make_entry
+from privft.budget.entries import Entry, Role, make_entry
 from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
+from privft.budget.signed import RECOVERY_TYPE, recovery_statement, waiver_message
+from privft.keyring import Person
 from privft.plan import approval_message
 from privft.report import claim, recompute, release, statement, verify
 from privft.report.proof import build_proof
 from privft.report.trust import TrustRoot, make_trust, parse_trust
-from privft.signing import SigningKey, canonical_json, dsse_sign, sha256_hex
+from privft.signing import PublicIdentity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from tests.report.made_up import DELTA, EARLIER, hexes, made_up_facts
 
 ORIGIN = "privft.example/ward-7"
@@ -26,6 +28,9 @@ RUN = SigningKey.from_bytes("run", b"R" * 32)
 JONAS = SigningKey.from_bytes("jonas-weidling", b"J" * 32)
 AMARA = SigningKey.from_bytes("amara-liu", b"A" * 32)
 STRANGER = SigningKey.from_bytes("stranger", b"S" * 32)
+ISSUED, NOW, EXPIRES = "2026-11-01T00:00:00Z", "2026-11-25T00:00:00Z", "2027-11-01T00:00:00Z"
+FINDINGS = ["control-failed"]
+WAIVER = {"reason": "the control was out of memory", "expires": "2026-12-01T00:00:00Z"}
 WEIGHTS = {
     "adapter_config.json": b'{"peft_type": "LORA", "r": 4}\n',
     "adapter_model.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}      made-up",
@@ -120,6 +125,7 @@ def true_facts(checkpoint_before: str = "") -> dict[str, Any]:
                 "cumulative": budget["after"]["epsilon_spent"],
             },
         ],
+        "recoveries": [],
         **budget,
     }
     facts["run"]["run_key"] = RUN.public.hex
@@ -128,6 +134,9 @@ def true_facts(checkpoint_before: str = "") -> dict[str, Any]:
     for approval, key in zip(facts["approvals"], (JONAS, AMARA), strict=True):
         approval["name"], approval["keyid"] = key.name, key.public.keyid
         approval["signature"] = key.sign(approval_message(facts["plan"]["sha256"])).hex()
+    facts["may_countersign"] = [
+        {"name": key.name, "keyid": key.public.keyid} for key in (JONAS, AMARA)
+    ]
     facts["audit"]["tests"] = [_bound(test) for test in facts["audit"]["tests"]]
     facts["policy"] = {
         "name": "hospital",
@@ -157,13 +166,25 @@ def _bound(test: dict[str, Any]) -> dict[str, Any]:
     return test
 
 
-def trust() -> TrustRoot:
-    return parse_trust(
-        make_trust(
-            log_key=LOG.public,
-            people=[(JONAS.public, ["approver"]), (AMARA.public, ["approver", "auditor"])],
-        )
+def person(key: SigningKey, *roles: Role, **times: str | None) -> Person:
+    return Person(
+        name=key.name,
+        roles=roles or ("approver",),
+        public=PublicIdentity(name=key.name, ed25519=key.public.hex, x25519=""),
+        **{"added": "2026-01-07T09:00:00Z", "expires": None, "revoked": None, **times},  # type: ignore[arg-type]
     )
+
+
+PEOPLE = (person(JONAS), person(AMARA, "approver", "auditor"))
+
+
+def trust_file(people: Sequence[Person] = PEOPLE, **changes: Any) -> bytes:
+    values = {"log_key": LOG.public, "issued": ISSUED, "expires": EXPIRES, **changes}
+    return make_trust(people=people, **values)
+
+
+def trust(people: Sequence[Person] = PEOPLE, **changes: Any) -> TrustRoot:
+    return parse_trust(trust_file(people, **changes))
 
 
 def write_release(
@@ -173,9 +194,15 @@ def write_release(
     keys: Sequence[SigningKey] = (RUN, AMARA),
     approved: Callable[[dict[str, Any]], None] = lambda entry: None,
     ledger_change: Callable[[dict[str, Any]], None] = lambda bodies: None,
+    waived_by: Sequence[SigningKey] = (),
+    waiver_change: Callable[[dict[str, Any]], None] = lambda body: None,
+    recovered_by: Sequence[SigningKey] = (),
+    merged: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """A released folder; `change` edits the facts before they are signed, `ledger_change` the
-    bodies of the entries before they are logged.  Returns the statement."""
+    bodies of the entries before they are logged.  With `waived_by` the audit failed, and these
+    people waived it; with `recovered_by` the ledger lost entries before the audit.  Returns the
+    statement."""
     ledger = MemoryLedger()
     start = "2026-11-20T07:00:00Z"
     ledger.append(
@@ -190,10 +217,23 @@ def write_release(
         )
     before = ledger.checkpoint()
     honest = true_facts(before)
-    facts = copy.deepcopy(honest)
-    change(facts)
-    made = statement.build(facts)
     run, guarantee = honest["run"], honest["guarantee"]
+    facts = copy.deepcopy(honest)
+    lost = _recovery(ledger, run["lineage"], recovered_by) if recovered_by else None
+    if lost is not None:
+        facts["ledger"]["recoveries"] = [
+            {"time": "2026-11-20T08:30:00Z", "kept": 10, "seen": 40, "exhausted": True,
+             "reason": lost["reason"], "signers": [key.public.keyid for key in recovered_by]}
+        ]  # fmt: skip
+    if waived_by:
+        facts["audit"] |= {"verdict": "failed", "findings": FINDINGS}
+    change(facts)
+    audited = statement.digest(statement.build(facts))
+    waiver = _waiver(run["id"], audited, waived_by) if waived_by else None
+    if waiver:
+        waiver_change(waiver)
+    facts["waivers"] = [{k: v for k, v in waiver.items() if k != "run"}] if waiver else []
+    made = statement.build(facts)
     bodies: dict[str, Any] = {
         "run-reserved": {
             "run": run["id"],
@@ -228,18 +268,20 @@ def write_release(
         "run-audited": {
             "run": run["id"],
             "attempt": 1,
-            "findings": [],
-            "verdict": "passed",
-            "statement_sha256": statement.digest(made),
+            "findings": FINDINGS if waived_by else [],
+            "verdict": "failed" if waived_by else "passed",
+            "statement_sha256": audited,
             "suite": honest["audit"]["suite"],
             "suite_digest": honest["audit"]["suite_sha256"],
         },
+        **({"run-waived": waiver} if waiver else {}),
         "run-released": {"run": run["id"], "files": {}, "statement_sha256": statement.digest(made)},
     }
     envelope = dsse_sign(statement.payload(made), statement.PAYLOAD_TYPE, list(keys))
     files = {
         **WEIGHTS,
         **release.rendered_files(made, envelope),
+        **{f"{release.MERGED}/{name}": data for name, data in (merged or {}).items()},
     }
     bodies["run-released"]["files"] = {name: sha256_hex(data) for name, data in files.items()}
     ledger_change(bodies)
@@ -253,19 +295,43 @@ def write_release(
         ledger.append("plan-approved", body, approval["name"], approval["time"])
     times = {"run-reserved": run["reserved_time"], "run-settled": run["settled_time"]}
     for kind, body in bodies.items():
+        if kind == "audit-started" and lost is not None:
+            ledger.append("recovered", lost, run["actor"], "2026-11-20T08:30:00Z")
         ledger.append(kind, body, run["actor"], times.get(kind, "2026-11-20T09:00:00Z"))
     files[release.PROOF] = build_proof(
         ledger, run=run["id"], log_key=LOG.public, checkpoint_before=before
     )
     folder.mkdir(parents=True, exist_ok=True)
+    if merged is not None:
+        (folder / release.MERGED).mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return made
 
 
+def _waiver(run: str, statement_sha256: str, people: Sequence[SigningKey]) -> dict[str, Any]:
+    message = waiver_message(run, statement_sha256=statement_sha256, **WAIVER)
+    signatures = [
+        {"name": key.name, "keyid": key.public.keyid, "signature": key.sign(message).hex()}
+        for key in people
+    ]
+    return {"run": run, **WAIVER, "signatures": signatures}
+
+
+def _recovery(ledger: MemoryLedger, lineage: str, people: Sequence[SigningKey]) -> dict[str, Any]:
+    """A branch of 40 entries was shown, and 10 of this one were left."""
+    root = translog.root(ledger.tree, ledger.tree.size)
+    known = [translog.Checkpoint(origin=ORIGIN, size=40, root=root).signed(LOG)]
+    reason = "the disk of the ward was lost"
+    signed = dsse_sign(recovery_statement(known, [lineage], reason), RECOVERY_TYPE, people)
+    return {
+        "known": known, "lineages": [lineage], "reason": reason, "signatures": signed["signatures"],
+    }  # fmt: skip
+
+
 def failed(folder: Path, root: TrustRoot | None = None) -> dict[str, str]:
     """The checks that did not pass, with what they say."""
-    rows = verify.verify_release(folder, root or trust())
+    rows = verify.verify_release(folder, root or trust(), now=NOW)
     return {row.name: row.detail for row in rows if not row.ok}
 
 

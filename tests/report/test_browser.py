@@ -15,7 +15,7 @@ from privft.report.planpage import render_plan
 from tests.report import browser
 from tests.report.released import true_facts
 from tests.report.test_index import RUNS
-from tests.report.test_page import made, signed_facts
+from tests.report.test_page import made, signed_facts, waived_facts
 from tests.report.test_planpage import made_up_plan
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="chromium is not installed")
@@ -84,6 +84,7 @@ AXE_CALL = """<script>axe.run(document, {resultTypes: ["violations"]}).then(foun
 PAGES = {
     "report": lambda: made(signed_facts()),
     "failed report": lambda: made(_failed_facts()),
+    "waived report": lambda: made(waived_facts()),
     "index": lambda: render_index(RUNS),
     "plan": lambda: render_plan(
         made_up_plan(),
@@ -96,7 +97,7 @@ PAGES = {
 
 def _failed_facts() -> dict[str, Any]:
     facts = signed_facts()
-    facts["audit"]["verdict"] = "failed"
+    facts["audit"] |= {"verdict": "failed", "findings": ["control-failed"]}
     facts["utility"], facts["audit"]["control"], facts["audit"]["roc"] = [], None, None
     return facts
 

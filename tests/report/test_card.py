@@ -73,7 +73,7 @@ def test_yaml_block_survives_odd_names() -> None:
 
 def test_failed_run_is_not_carded_as_passed() -> None:
     facts = made_up_facts()
-    facts["audit"]["verdict"] = "failed"
+    facts["audit"] |= {"verdict": "failed", "findings": ["control-failed"]}
     text = card.render_card(statement.build(facts))
     assert "Not passed" in text
     assert "audit suite standard failed" in text

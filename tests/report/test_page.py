@@ -28,6 +28,7 @@ def signed_facts() -> dict[str, Any]:
     facts = made_up_facts()
     facts["run"]["run_key"] = RUN.public.hex
     facts["approvals"][1]["keyid"] = AMARA.public.keyid
+    facts["may_countersign"][1]["keyid"] = AMARA.public.keyid
     return facts
 
 
@@ -168,7 +169,6 @@ def test_headings_descend_without_gaps_and_ids_are_unique() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "word"),
     [
-        (("audit", "verdict"), "failed", "Not passed"),
         (("policy", "checks", 0, "ok"), False, "Not passed"),
         (("selfcheck", 2, "ok"), False, "Not passed"),
         (("model", "adapter_moved"), False, "Not passed"),
@@ -187,10 +187,26 @@ def test_one_failure_anywhere_is_no_pass(path: tuple[Any, ...], value: Any, word
         {
             "reason": "made up",
             "expires": "2026-12-01T00:00:00Z",
-            "signatures": [{"name": "a"}, {"name": "b"}],
+            "signatures": [
+                {"name": name, "keyid": "ab" * 32, "signature": "cd" * 64} for name in "ab"
+            ],
         }
     ]
     assert page.verdict(statement.validate(statement.build(facts)).predicate).word == "Waived"
+
+
+def test_failed_audit_is_no_pass_and_says_why() -> None:
+    facts = signed_facts()
+    facts["audit"] |= {"verdict": "failed", "findings": ["bound-above-claim"]}
+    text = Outline(made(facts)).text
+    assert "Not passed" in text
+    assert "audit suite standard failed: bound above claim" in text
+
+
+def test_what_became_of_planted_secrets_is_said() -> None:
+    text = Outline(made(signed_facts())).text
+    assert "wrote out 0 of 129 planted secrets, and 0 of 127 that were never in" in text
+    assert "stand out by 1.52 bits on average" in text
 
 
 def test_rounding_goes_against_the_claim() -> None:
@@ -212,6 +228,64 @@ def test_interval_contains_the_share_and_shrinks_with_more_guesses() -> None:
     low, high = page.accuracy_interval(facts.audit.tests[0]) or (0, 0)
     assert low < 0.68 < high
     assert (low, high) == pytest.approx((0.5834, 0.7633), abs=2e-4)  # Wilson, 68 of 100
+
+
+def waived_facts() -> dict[str, Any]:
+    """A failed audit that was waived, under a ledger that was recovered."""
+    facts = signed_facts()
+    facts["audit"] |= {"verdict": "failed", "findings": ["control-failed"]}
+    facts["waivers"] = [
+        {
+            "reason": "the control ran out of memory",
+            "expires": "2026-12-01T00:00:00Z",
+            "signatures": [
+                {"name": name, "keyid": "ab" * 32, "signature": "cd" * 64}
+                for name in ("jonas-weidling", "amara-liu")
+            ],
+        }
+    ]
+    facts["ledger"]["recoveries"] = [
+        {
+            "time": "2026-11-20T08:30:00Z",
+            "kept": 10,
+            "seen": 40,
+            "exhausted": True,
+            "reason": "the disk was lost.",
+            "signers": ["ab" * 32, "cd" * 32],
+        }
+    ]
+    return facts
+
+
+def test_waivers_and_a_gap_of_the_ledger_stand_on_page_one() -> None:
+    text = Outline(made(waived_facts())).text
+    first = text[: text.index("1. Mechanism")]
+    assert "Waived until 2026-12-01 by jonas-weidling and amara-liu: the control ran out" in first
+    assert "The ledger has a gap" in first
+    assert "30 or more entries are lost" in first
+    assert "left of that now 0, see above" in first
+    assert "No further run fits" in text
+    assert "more runs like this one would fit" not in text
+
+
+def test_report_that_nobody_countersigned_says_so() -> None:
+    built = statement.build(signed_facts())
+    alone = dsse_sign(statement.payload(built), statement.PAYLOAD_TYPE, [RUN])
+    assert "No person has countersigned" in Outline(page.render(built, alone)).text
+    assert "No person has countersigned" not in Outline(made(signed_facts())).text
+
+
+def test_chart_of_many_groups_draws_the_worst_and_the_table_has_all() -> None:
+    facts = signed_facts()
+    whole = facts["utility"][0] | {"metric": "accuracy", "unit": None, "better": "higher"}
+    facts["utility"] = [whole] + [
+        whole | {"group": f"label-{i:02d}", "trained": 0.2 + i / 50} for i in range(30)
+    ]
+    html = made(facts)
+    chart = html[html.index('id="plot-utility-0') : html.index("Drawn are the whole")]
+    assert "label-08" in chart
+    assert "label-09" not in chart
+    assert "label-29" in html
 
 
 def test_unsigned_draft_says_so() -> None:

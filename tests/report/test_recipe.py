@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from privft.report.trust import make_trust
 from privft.report.verify import recipe
-from tests.report.released import LOG, write_release
+from tests.report.released import trust_file, write_release
 
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", recipe(), flags=re.DOTALL)
 
@@ -22,7 +21,7 @@ BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", recipe(), flags=re.DOTALL)
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place: Path = tmp_path_factory.mktemp("recipe")
     write_release(place / "release")
-    (place / "trust.json").write_bytes(make_trust(log_key=LOG.public))
+    (place / "trust.json").write_bytes(trust_file(expires="2999-12-31T00:00:00Z"))
     return place
 
 

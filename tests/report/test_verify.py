@@ -16,18 +16,22 @@ import pytest
 
 from privft.errors import IntegrityError, SignatureError
 from privft.report import claim, recompute, release, statement, verify
-from privft.report.trust import make_trust, parse_trust
-from privft.signing import canonical_json, dsse_add_signature, dsse_sign, sha256_hex
+from privft.report.trust import parse_trust
+from privft.signing import SigningKey, canonical_json, dsse_add_signature, dsse_sign, sha256_hex
 from tests.report.released import (
     AMARA,
+    EXPIRES,
     JONAS,
-    LOG,
+    NOW,
+    PEOPLE,
     RUN,
     STRANGER,
     failed,
     numbers_in,
     parsed,
+    person,
     trust,
+    trust_file,
     write_release,
 )
 
@@ -62,9 +66,10 @@ def folder(honest: Path, tmp_path: Path) -> Path:
 
 
 def test_honest_release_passes_every_check(honest: Path) -> None:
-    rows = verify.verify_release(honest, trust())
+    rows = verify.verify_release(honest, trust(), now=NOW)
     assert [row.detail for row in rows if not row.ok] == []
     assert [row.name for row in rows] == [
+        "trust root",
         "files",
         "ledger",
         "signature",
@@ -72,6 +77,7 @@ def test_honest_release_passes_every_check(honest: Path) -> None:
         "digests",
         "entries",
         "approvals",
+        "waivers",
         "epsilon",
         "budget",
         "audit",
@@ -146,7 +152,7 @@ def test_statement_resigned_by_a_stranger_is_found_for_every_number(folder: Path
         found = failed(folder)
         assert "signature" in found, path
         with pytest.raises(SignatureError, match="signature"):
-            verify.require(verify.verify_release(folder, trust()))
+            verify.require(verify.verify_release(folder, trust(), now=NOW))
 
 
 def _payload(folder: Path) -> bytes:
@@ -267,6 +273,7 @@ def test_unknown_audit_method_is_not_waved_through(tmp_path: Path) -> None:
         _put("run-released", "statement_sha256", value="0" * 64),
         _put("run-audited", "statement_sha256", value="0" * 64),
         _put("run-audited", "verdict", value="failed"),
+        _put("run-audited", "findings", value=["control-failed"]),
         _put("run-audited", "attempt", value=2),
         _put("audit-started", "attempt", value=2),
         _put("audit-started", "significance", value=1e-9),
@@ -298,25 +305,158 @@ def test_countersignature_added_after_release_is_found(folder: Path) -> None:
 
 
 def test_trust_root_of_another_ledger_trusts_nothing(honest: Path) -> None:
-    other = parse_trust(make_trust(log_key=STRANGER.public))
+    other = trust(log_key=STRANGER.public)
     found = failed(honest, other)
     assert "ledger" in found
     assert "not checked" in found["epsilon"]
 
 
 def test_trust_root_may_limit_the_policies(honest: Path) -> None:
-    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
-    other = parse_trust(make_trust(log_key=LOG.public, people=people, policy_sha256=["0" * 64]))
-    assert (
-        "does not accept" in failed(honest, other)["policy"]
-        or "accepts" in failed(honest, other)["policy"]
-    )
+    other = trust(policy_sha256=["0" * 64])
+    assert "is not one that the trust root accepts" in failed(honest, other)["policy"]
 
 
 def test_approver_without_the_role_does_not_count(honest: Path) -> None:
-    people = [(JONAS.public, ["operator"]), (AMARA.public, ["approver"])]
-    other = parse_trust(make_trust(log_key=LOG.public, people=people))
-    assert "no approver" in failed(honest, other)["approvals"]
+    found = failed(honest, trust([person(JONAS, "operator"), person(AMARA)]))
+    assert "does not include approver" in found["approvals"]
+
+
+@pytest.mark.parametrize(
+    ("who", "times", "check"),
+    [
+        (JONAS, {"revoked": "2026-11-20T08:00:00Z"}, "approvals"),  # he approved at 08:05:40
+        (JONAS, {"expires": "2026-11-20T08:05:40Z"}, "approvals"),
+        (JONAS, {"added": "2026-11-20T08:06:00Z"}, "approvals"),
+        (JONAS, {"revoked": "2026-11-20T08:05:41Z"}, None),  # what was signed before stays signed
+        (AMARA, {"revoked": "2026-11-20T08:30:00Z"}, "signature"),  # released at 09:00:00
+        (AMARA, {"revoked": "2026-11-20T09:00:01Z"}, None),
+    ],
+)
+def test_key_counts_from_when_it_was_added_until_it_expired_or_was_revoked(
+    honest: Path, who: SigningKey, times: dict[str, str], check: str | None
+) -> None:
+    people = [person(who, **times), *(one for one in PEOPLE if one.name != who.name)]
+    found = failed(honest, trust(people))
+    assert (check in found) if check else found == {}
+
+
+def test_trust_root_that_expired_vouches_for_nothing(honest: Path) -> None:
+    late = verify.verify_release(honest, trust(), now=EXPIRES)
+    with pytest.raises(SignatureError, match="trust root expired at 2027-11-01") as caught:
+        verify.require(late)
+    assert "privft ledger trust" in str(caught.value.hint)
+    assert [row.name for row in late if not row.ok] == ["trust root"]
+
+
+def test_countersigner_whom_the_statement_does_not_name_is_found(tmp_path: Path) -> None:
+    write_release(tmp_path, change=_put("may_countersign", value=lambda rows: rows[:1]))
+    assert AMARA.name in failed(tmp_path)["statement"]
+
+
+def test_countersignature_by_somebody_who_is_no_approver_is_found(honest: Path) -> None:
+    found = failed(honest, trust([person(JONAS), person(AMARA, "auditor")]))
+    assert "was no approver" in found["signature"]
+
+
+def test_waived_release_passes_and_says_who_waived_it(tmp_path: Path) -> None:
+    write_release(tmp_path, waived_by=[JONAS, AMARA])
+    rows = {row.name: row for row in verify.verify_release(tmp_path, trust(), now=NOW)}
+    assert [row.detail for row in rows.values() if not row.ok] == []
+    assert (
+        rows["waivers"].detail == "1, signed by amara-liu, jonas-weidling, in force at the release"
+    )
+
+
+@pytest.mark.parametrize(
+    ("people", "change", "words"),
+    [
+        ([JONAS, JONAS], _put("run-waived", "reason", value=lambda v: v), "1 signed"),
+        ([JONAS, STRANGER], _put("run-waived", "reason", value=lambda v: v), "nobody named"),
+        ([JONAS, AMARA], _put("run-waived", "reason", value="none"), "not as stated"),
+        (
+            [JONAS, AMARA],
+            _put("run-waived", "signatures", 0, "signature", value="0a" * 64),
+            "not as stated",
+        ),
+    ],
+)
+def test_waiver_that_two_people_did_not_sign_is_found(
+    tmp_path: Path, people: list[SigningKey], change: Change, words: str
+) -> None:
+    write_release(tmp_path, waived_by=people, ledger_change=change)
+    assert words in failed(tmp_path)["waivers"]
+
+
+def test_waiver_with_a_signature_over_other_words_is_found_though_stated(tmp_path: Path) -> None:
+    forged = _put("signatures", 0, "signature", value="0a" * 64)
+    write_release(tmp_path, waived_by=[JONAS, AMARA], waiver_change=forged)
+    assert "does not hold" in failed(tmp_path)["waivers"]
+
+
+def test_waiver_that_had_expired_at_the_release_is_found(tmp_path: Path) -> None:
+    early = _put("expires", value="2026-11-20T08:59:59Z")
+    write_release(tmp_path, waived_by=[JONAS, AMARA], waiver_change=early)
+    assert "waivers" in failed(tmp_path)
+
+
+FAILED = {"verdict": "failed", "findings": ["control-failed"]}
+
+
+def test_failed_audit_without_a_waiver_is_found(tmp_path: Path) -> None:
+    write_release(
+        tmp_path,
+        change=_put("audit", value=lambda audit: audit | FAILED),
+        ledger_change=_put("run-audited", value=lambda body: body | FAILED),
+    )
+    assert (
+        failed(tmp_path)["waivers"]
+        == "released after a failed audit, without a waiver that held then"
+    )
+
+
+def test_statement_that_is_not_the_audited_one_is_found_behind_a_waiver(tmp_path: Path) -> None:
+    write_release(
+        tmp_path,
+        waived_by=[JONAS, AMARA],
+        ledger_change=_put("run-audited", "statement_sha256", value="0" * 64),
+    )
+    assert "not the audited one" in failed(tmp_path)["waivers"]
+
+
+def test_recovery_of_the_ledger_is_stated_and_held_against_its_entry(tmp_path: Path) -> None:
+    write_release(tmp_path / "a", recovered_by=[JONAS, AMARA])
+    assert failed(tmp_path / "a") == {}
+    hidden = _put("ledger", "recoveries", value=[])
+    write_release(tmp_path / "b", recovered_by=[JONAS, AMARA], change=hidden)
+    assert failed(tmp_path / "b")["entries"].startswith("recoveries: the ledger has [{")
+    write_release(tmp_path / "c", recovered_by=[JONAS, STRANGER])
+    assert "approvals" in failed(tmp_path / "c")
+
+
+MERGED = {"config.json": b"{}\n", "model.safetensors": b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "}
+
+
+def test_merged_model_is_covered_file_by_file(tmp_path: Path) -> None:
+    folder = tmp_path / "release"
+    write_release(folder, merged=MERGED)
+    assert failed(folder) == {}
+    weights = folder / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"X")
+    assert failed(folder) == {"digests": "changed since the release: merged/model.safetensors"}
+    weights.unlink()
+    assert "merged/model.safetensors" in failed(folder)["digests"]
+    weights.symlink_to(tmp_path / "elsewhere")
+    assert "merged/model.safetensors is not a plain file" in failed(folder)["files"]
+    weights.unlink()
+    weights.write_bytes(MERGED["model.safetensors"])
+    (folder / "merged" / "extra.bin").write_bytes(b"")
+    assert "merged/extra.bin" in failed(folder)["digests"]
+
+
+def test_merged_model_that_was_not_released_is_found(folder: Path) -> None:
+    (folder / "merged").mkdir()
+    (folder / "merged" / "model.safetensors").write_bytes(MERGED["model.safetensors"])
+    assert "merged/model.safetensors" in failed(folder)["digests"]
 
 
 def test_approval_that_was_never_signed_is_found_though_the_ledger_holds_it(
@@ -335,7 +475,7 @@ def test_failure_is_raised_with_the_name_of_its_check(folder: Path) -> None:
     with pytest.raises(
         IntegrityError, match=r"digests: changed since the release: README\.md"
     ) as e:
-        verify.require(verify.verify_release(folder, trust()))
+        verify.require(verify.verify_release(folder, trust(), now=NOW))
     assert e.value.exit_code == 13
 
 
@@ -348,24 +488,26 @@ def test_failure_is_raised_with_the_name_of_its_check(folder: Path) -> None:
         lambda t: b"[]",
         lambda t: b"\xff",
         lambda t: t.replace(AMARA.public.hex.encode(), JONAS.public.hex.encode()),
+        lambda t: t.replace(b'"expires": "2027-11', b'"expires": "2027-13'),
+        lambda t: t.replace(b'"revoked": null', b'"revoked": "never"', 1),
+        lambda t: t.replace(b'"approver"', b'"king"', 1),
     ],
 )
 def test_spoiled_trust_root_is_refused(spoil: Callable[[bytes], bytes]) -> None:
-    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
+    assert spoil(trust_file()) != trust_file()
     with pytest.raises(SignatureError):
-        parse_trust(spoil(make_trust(log_key=LOG.public, people=people)))
+        parse_trust(spoil(trust_file()))
 
 
 def test_verifying_needs_no_torch_and_no_plotting(honest: Path, tmp_path: Path) -> None:
     root = tmp_path / "trust.json"
-    people = [(JONAS.public, ["approver"]), (AMARA.public, ["approver"])]
-    root.write_bytes(make_trust(log_key=LOG.public, people=people))
+    root.write_bytes(trust_file())
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from privft.report.trust import parse_trust\n"
         "from privft.report.verify import verify_release, require\n"
         f"require(verify_release(Path({str(honest)!r}),"
-        f" parse_trust(Path({str(root)!r}).read_bytes())))\n"
+        f" parse_trust(Path({str(root)!r}).read_bytes()), now={NOW!r}))\n"
         "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -59,21 +59,34 @@ def test_a_report_after_a_recovery_has_it_among_its_facts(tmp_path: Path) -> Non
         plan: Any = SimpleNamespace(lineage=LINEAGE, delta=1e-6, checkpoint=ledger.checkpoint())
         facts = _ledger_facts(ledger, run, plan, [mechanism(steps=3).event()])
         (entry,) = ledger.entries(kind="recovered")
-    expected = {"entry": entry.index, "time": entry.time, "reason": "the disk died"}
-    assert facts["recoveries"] == [expected]
+    (found,) = facts["recoveries"]
+    assert found["time"] == entry.time
+    assert found["kept"] == entry.index < found["seen"]
+    assert found["exhausted"] is True
+    assert found["reason"] == "the disk died"
+    assert found["signers"] == [person.signing.public.keyid for person in PEOPLE]
 
 
 def test_a_recovery_stands_on_page_one() -> None:
     facts = made_up_facts()
     before = render(statement.build(facts))
-    row = {"entry": 9, "time": "2026-11-23T20:15:24Z", "reason": "the disk died <b>"}
-    facts["ledger"]["recoveries"] = [row]
+    facts["ledger"]["recoveries"] = [
+        {
+            "time": "2026-11-23T20:15:24Z",
+            "kept": 9,
+            "seen": 12,
+            "exhausted": True,
+            "reason": "the disk died <b>",
+            "signers": ["ab" * 32, "cd" * 32],
+        }
+    ]
     built = statement.build(facts)
     page = render(built)
     page_one = page[page.index('id="pageone"') : page.index('aria-label="Contents"')]
-    assert "Restored ledger" in page_one
-    assert "entry 9: the disk died &lt;b&gt;" in page_one
-    assert "Restored ledger" not in before
+    assert "The ledger has a gap" in page_one
+    assert "3 or more entries are lost" in page_one
+    assert "the disk died &lt;b&gt;" in page_one
+    assert "The ledger has a gap" not in before
     pytest.importorskip("typst", reason="typst is not installed")
     assert render_pdf(built)[:5] == b"%PDF-"
 
