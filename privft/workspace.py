@@ -35,10 +35,10 @@ from privft.errors import ConfigError, IntegrityError, NotForThisKey, UsageError
 from privft.keyring import Person
 from privft.signing import Identity, SigningKey, VerifyKey, canonical_json, parse_canonical
 from privft.vault.keys import KeyOpener, agreement_opener
-from privft.vault.overlap import HASH_BYTES, HashSet
 
-if TYPE_CHECKING:  # 0.1 s of every start, and most commands read no policy
+if TYPE_CHECKING:  # 0.2 s of every start, and most commands read no policy and no overlap
     from privft.policy import Policy
+    from privft.vault.overlap import HashSet
 
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
@@ -317,6 +317,8 @@ class Workspace:
 
     def overlap_hashes(self, dataset: str) -> HashSet:
         """The keyed hashes of a data set's units and texts, as last recorded."""
+        from privft.vault.overlap import HASH_BYTES, HashSet
+
         path = self.folder / "overlap" / dataset
         data = path.read_bytes() if path.exists() else b""
         if len(data) % HASH_BYTES:

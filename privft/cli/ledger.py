@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from privft.budget.filter import Cap, gauge, rdp
+from privft.budget.filter import Cap, gauge, merged, rdp
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
 from privft.cli.session import FILE, json_option, print_json, say, session, table
@@ -59,14 +59,13 @@ def _budget_rows(ledger: Ledger, last: int) -> list[dict[str, Any]]:
 def _run_rows(
     ledger: Ledger, cap: Cap, records: Sequence[RunRecord], last: int
 ) -> list[dict[str, Any]]:
-    """One row a run, oldest first; `epsilon_after` is the filter's gauge once it was charged."""
-    sums = [0.0] * len(cap.orders)
+    """A row for each of the last runs; `epsilon_after`: the filter's gauge once it was charged."""
+    older, shown = records[: max(0, len(records) - last)], records[max(0, len(records) - last) :]
+    sums = rdp(merged([event for record in older for event in record.charged]), cap.orders)
     rows = []
-    for left, record in zip(range(len(records), 0, -1), records, strict=True):
+    for record in shown:
         cost = rdp(record.charged, cap.orders)
-        sums = [a + b for a, b in zip(sums, cost, strict=True)]
-        if left > last:
-            continue
+        sums = tuple(a + b for a, b in zip(sums, cost, strict=True))
         planned = ledger.entry(record.reserved).body["epsilon"]
         steps = record.steps
         if record.settled is not None:
