@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from privft.budget.entries import format_time
 from privft.cli.session import FILE, print_json, say, session
 from privft.report import exports, statement
 from privft.report.verify import recipe as recipe_text
@@ -22,12 +24,18 @@ def report_command() -> None:
 @click.pass_context
 def index(ctx: click.Context, output: Path | None) -> None:
     """One page over all audited runs and their budgets; it works without a server."""
+    from privft import gate
     from privft.stages.reporting import index_page
 
-    opened = session(ctx)
+    opened, now = session(ctx), format_time(datetime.now(UTC))
     target = output or opened.workspace.folder / "index.html"
     with opened.ledger() as ledger:
-        page = index_page(opened.workspace, ledger, target)
+        page = index_page(
+            opened.workspace,
+            ledger,
+            target,
+            state_of=lambda record: gate.state_of(record, now=now),
+        )
     write_private(target, page.encode())
     say(f"written to {target}")
 

@@ -1,8 +1,9 @@
 """The static page over all runs: what was spent, what is left, what it bought.
 
-`render_index` is rendered from the runs' signed statements and nothing else, and like the report it
-is one file without script: its filters are radio buttons and a style rule.  A statement is shown as
-it was signed; whether the signatures hold is `privft verify`'s business, and the page says so.
+What stands there of a run comes from its signed statement; budgets, and runs that have no report,
+from the ledger.  Like the report it is one file without script: its filters are radio buttons and
+a style rule.  A statement is shown as it was signed; whether the signatures hold is `privft
+verify`'s business, and the page says so.
 """
 
 from __future__ import annotations
@@ -29,16 +30,33 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """One budget and the state in which its newest run left it."""
+class Budget:
+    """One budget as the ledger has it now: (run, epsilon spent after it) of every run charged."""
 
-    name: str
+    lineage: str
     dataset: str
-    newest: Facts
-    chart: Markup
+    epsilon: float
+    delta: float
+    epsilon_left: float
+    exhausted: bool
+    history: tuple[tuple[str, float], ...]
 
 
-def render_index(runs: Iterable[tuple[Mapping[str, Any], str]]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Unreported:
+    """A run that the ledger has charged and that has no report: its state, in a word."""
+
+    run: str
+    dataset: str
+    state: str
+
+
+def render_index(
+    runs: Iterable[tuple[Mapping[str, Any], str]],
+    *,
+    budgets: Sequence[Budget],
+    unreported: Sequence[Unreported],
+) -> str:
     """The index as one HTML document.
 
     runs: (statement, link) in any order; a link is a relative path without a scheme.  Raises
@@ -49,13 +67,15 @@ def render_index(runs: Iterable[tuple[Mapping[str, Any], str]]) -> str:
         for facts, link in ((validate(made).predicate, link) for made, link in runs)
     ]
     rows.sort(key=lambda row: (row.facts.run.settled_time, row.facts.run.id))
+    named = {row.facts.data.dataset for row in rows} | {run.dataset for run in unreported}
     return (
         environment()
         .get_template("index.html")
         .render(
             rows=rows[::-1],
-            datasets=sorted({row.facts.data.dataset for row in rows}),
-            lineages=_lineages(rows),
+            unreported=unreported,
+            datasets=sorted(named),
+            budgets=[(budget, _burn_down(budget, i)) for i, budget in enumerate(budgets)],
             frontiers=_frontiers(rows),
         )
     )
@@ -67,28 +87,12 @@ def _checked(link: str) -> str:
     return link
 
 
-def _lineages(rows: Sequence[Row]) -> list[Lineage]:
-    newest: dict[str, Facts] = {}
-    for row in rows:
-        at = newest.get(row.facts.data.lineage)
-        if at is None or len(row.facts.ledger.history) >= len(at.ledger.history):
-            newest[row.facts.data.lineage] = row.facts
-    return [
-        Lineage(
-            name=name,
-            dataset=facts.data.dataset,
-            newest=facts,
-            chart=Markup(
-                plots.burn_down(
-                    facts.ledger.cap.epsilon,
-                    [(past.run, past.cumulative) for past in facts.ledger.history],
-                    key=f"burn-{i}",
-                    mark_last="newest",
-                )
-            ),
-        )
-        for i, (name, facts) in enumerate(sorted(newest.items()))
-    ]
+def _burn_down(budget: Budget, i: int) -> Markup | None:
+    if not budget.history:
+        return None
+    return Markup(
+        plots.burn_down(budget.epsilon, budget.history, key=f"burn-{i}", mark_last="newest")
+    )
 
 
 def _frontiers(rows: Sequence[Row]) -> list[tuple[str, Markup]]:

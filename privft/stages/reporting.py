@@ -20,13 +20,14 @@ from typing import Any
 
 from privft.budget.accounting import cost
 from privft.budget.filter import Cap, admit
+from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.plan import Plan, parse_plan
 from privft.policy import check
 from privft.report import claim, exports, statement
-from privft.report.index import render_index
+from privft.report.index import Budget, Unreported, render_index
 from privft.report.page import render
 from privft.report.pdf import render_pdf
 from privft.report.planpage import render_plan
@@ -83,16 +84,50 @@ def audited_statement(
     return found
 
 
-def index_page(workspace: Workspace, ledger: Ledger, target: Path) -> str:
-    """The page over all audited runs, with links that work from where `target` is to be."""
-    here = target.resolve().parent
-    found = []
+def index_page(
+    workspace: Workspace, ledger: Ledger, target: Path, *, state_of: Callable[[RunRecord], str]
+) -> str:
+    """The page over all runs and budgets, with links that work from where `target` is to be.
+
+    state_of: a run's state in a word, which is the gate's to say.
+    """
+    here, found, unreported = target.resolve().parent, [], []
     for record in ledger.runs():
         if ledger.entries(kind="run-audited", run=record.run):
             stated, _ = audited_statement(workspace, ledger, record.run)
             page = workspace.run_path(record.run).resolve() / PAGE
             found.append((stated, Path(os.path.relpath(page, here)).as_posix()))
-    return render_index(found)
+        else:
+            unreported.append(
+                Unreported(run=record.run, dataset=record.dataset, state=state_of(record))
+            )
+    return render_index(found, budgets=_budgets(ledger), unreported=unreported)
+
+
+def _budgets(ledger: Ledger) -> list[Budget]:
+    """Every lineage's budget, under the name of its first data set."""
+    named: dict[str, str] = {}
+    for created in ledger.entries(kind="dataset-created"):
+        named.setdefault(created.body["lineage"], created.body["dataset"])
+    budgets = []
+    for lineage, dataset in named.items():
+        view, history = ledger.budget(lineage), []
+        spent: list[Event] = []
+        for record in ledger.runs(lineage):
+            spent += record.charged
+            history.append((record.run, admit(view.cap, spent, ()).epsilon_spent))
+        budgets.append(
+            Budget(
+                lineage=lineage,
+                dataset=dataset,
+                epsilon=view.cap.epsilon,
+                delta=view.cap.delta,
+                epsilon_left=view.epsilon_left,
+                exhausted=view.exhausted,
+                history=tuple(history),
+            )
+        )
+    return budgets
 
 
 def draft(workspace: Workspace, ledger: Ledger, run: str, name: str) -> str:

@@ -88,6 +88,8 @@ def test_index_links_to_every_audited_run(tmp_path: Path) -> None:
         for tag, a in Outline(target.read_text()).tags
         if tag == "a" and a["href"] != "#main"
     ]
+    assert "Budget of notes" in target.read_text()
+    assert "Budget of intents" in target.read_text()
     assert (tmp_path / str(link)).resolve() == run_folder(done.world, done.run) / "report.html"
 
 
@@ -110,6 +112,9 @@ def test_nothing_is_exported_of_a_run_that_was_not_audited(tmp_path: Path) -> No
     run = world.trained()
     done = world.privft("report", "export", run, "--as", "dpia", code=1)
     assert "has not been audited" in done.err
+    world.privft("report", "index", "-o", tmp_path / "index.html")
+    text = Outline((tmp_path / "index.html").read_text()).text
+    assert f"{run} notes charged; no report trained" in text
 
 
 def test_recipe_is_printed_and_is_no_part_of_a_release() -> None:
