@@ -234,7 +234,7 @@ def test_nothing_is_left_outside_of_workspace_and_release(aftermath: Aftermath) 
     for name in ("home", "cache", "tmp", "hf"):
         assert [path for path in (aftermath.folder / name).rglob("*") if path.is_file()] == []
     left = {path.name for path in (aftermath.folder / "work").iterdir()}
-    assert left == {"llama", "public.jsonl", "run.yaml", "run.plan", "ledger.json"}
+    assert left == {"llama", "public.jsonl", "run.yaml", "run.plan", "run.html", "ledger.json"}
 
 
 def test_the_path_needs_no_network(aftermath: Aftermath) -> None:
