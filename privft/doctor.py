@@ -26,7 +26,7 @@ from privft.hardening import memory_is_locked
 from privft.vault.store import inspect
 from privft.workspace import Workspace
 
-_NEEDED = ("torch", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
+_NEEDED = ("torch", "opacus", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
 _LEAST_FREE_BYTES = 4 << 30
 _SWAPS = Path("/proc/swaps")
 _OLDEST_BACKUP = timedelta(days=30)

@@ -56,7 +56,7 @@ LAYERS: list[tuple[str, int]] = [
 
 # library -> the only places that may import it
 DOORS: dict[str, tuple[str, ...]] = {
-    "opacus": ("privft.training",),
+    "opacus": ("privft.training.opacus_engine",),
     "peft": ("privft.training.adapter",),
     "dp_accounting": ("privft.budget.accounting",),
     "riskcal": ("privft.budget.accounting",),

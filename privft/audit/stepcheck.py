@@ -10,11 +10,15 @@ the model at hand, on made-up units and never on the vault:
                       what is multiplied by them rightly gets none
     companions        whether what else is in a microbatch changes the bits of a unit's clipped
                       gradient, and if so by how much, in clip norms: rounding only, reported
+    engines           Opacus, which shares no code with privft's own per-unit gradients, finds the
+                      same gradient for each unit but for rounding (again off the start)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -23,13 +27,15 @@ from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
 from privft.budget.mechanism import Mechanism
 from privft.training.clipping import UnitGradients, clip_factors, unit_norms
-from privft.training.examples import UnitExamples
+from privft.training.examples import UnitExamples, microbatches
 from privft.training.loop import clipped_sum, grid_for
 from privft.training.losses import TrainedModel
+from privft.training.opacus_engine import opacus_gradients
 
 _COMPANION_LIMIT = 0.02
 _TOKEN_BUDGET = 512
 _OFFSET = 0.01
+_ENGINES_LIMIT, _ENGINES_LIMIT_NARROW = 1e-3, 0.1  # of a unit's gradient; the second for bfloat16
 
 
 def check_step(
@@ -48,6 +54,7 @@ def check_step(
         _influence(gradients_of, units, mechanism),
         _coverage(gradients_of, units),
         _companions(gradients_of, units, mechanism.clip_norm),
+        _engines(model, gradients_of, units),
     ]
 
 
@@ -102,8 +109,9 @@ def _influence(
     )
 
 
-def _coverage(gradients_of: UnitGradients, units: Sequence[UnitExamples]) -> Check:
-    parameters = gradients_of.parameters
+@contextmanager
+def _off_the_start(parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Parameters moved a little, and afterwards what they were before."""
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -112,11 +120,17 @@ def _coverage(gradients_of: UnitGradients, units: Sequence[UnitExamples]) -> Che
                 _OFFSET * torch.randn(parameter.shape, generator=generator).to(parameter)
             )
     try:
-        alone = [gradients_of([unit]) for unit in units]
+        yield
     finally:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(start[name])
+
+
+def _coverage(gradients_of: UnitGradients, units: Sequence[UnitExamples]) -> Check:
+    parameters = gradients_of.parameters
+    with _off_the_start(parameters):
+        alone = [gradients_of([unit]) for unit in units]
     bare = [n for n in parameters if not all(bool(gradient[n].any()) for gradient in alone)]
     return Check(
         check="every trained parameter gets a gradient",
@@ -158,4 +172,25 @@ def _companions(
             if differing
             else "cases"
         ),
+    )
+
+
+def _engines(
+    model: TrainedModel, gradients_of: UnitGradients, units: Sequence[UnitExamples]
+) -> Check:
+    worst = 0.0
+    with _off_the_start(gradients_of.parameters):
+        for batch in microbatches(units, token_budget=_TOKEN_BUDGET):
+            ours, theirs = gradients_of(batch), opacus_gradients(model, batch)
+            for row in range(len(batch)):
+                apart = {n: ours[n][row].double() - theirs[n][row] for n in ours}
+                size = _size({n: gradient[row] for n, gradient in theirs.items()})
+                share = _size(apart) / size if size else math.inf
+                worst = share if math.isnan(share) else max(worst, share)
+    wide = all(p.dtype in (torch.float32, torch.float64) for p in model.module.parameters())
+    limit = _ENGINES_LIMIT if wide else _ENGINES_LIMIT_NARROW
+    return Check(
+        check="Opacus finds the same gradients",
+        ok=worst <= limit,
+        detail=f"at most {worst:.1e} of a unit's gradient apart, in {len(units)} units",
     )

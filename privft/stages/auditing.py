@@ -62,7 +62,7 @@ from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
-_PACKAGES = ("torch", "transformers", "peft", "dp-accounting", "cryptography", "numpy")
+_PACKAGES = ("torch", "opacus", "transformers", "peft", "dp-accounting", "cryptography", "numpy")
 
 
 def audit(

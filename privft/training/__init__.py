@@ -7,6 +7,7 @@
     losses     mean loss a record, logits only where there are labels
     clipping   exact per-unit gradients, clipped once a unit and summed in float64
     products   matrix products whose bits companions cannot change; one gradient a unit
+    opacus_engine   the same gradients by Opacus, to hold ours against before every run
     noise      the Gaussian noise, keyed by step and parameter
     loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
     checkpoint state as sealed bytes and as a digest

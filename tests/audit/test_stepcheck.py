@@ -11,7 +11,7 @@ import torch
 from privft.audit import stepcheck
 from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
-from privft.training import loop
+from privft.training import loop, products
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients, unit_norms
 from privft.training.examples import IGNORED, Example, UnitExamples
@@ -20,7 +20,7 @@ from tests.training.tiny import VOCABULARY, mechanism, tiny_bert, tiny_llama
 
 WORDS = tuple(f"w{number}" for number in range(3, VOCABULARY))
 LABELS = ("yes", "no", "maybe")
-INFLUENCE, COVERAGE, COMPANIONS = range(3)
+INFLUENCE, COVERAGE, COMPANIONS, ENGINES = range(4)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ MODELS: dict[str, Callable[[], TrainedModel]] = {
 def test_a_sound_model_passes_whatever_is_clipped(kind: str, clip_norm: float) -> None:
     found = checked(MODELS[kind](), clip_norm)
     assert [check.check for check in found if not check.ok] == []
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -90,6 +90,8 @@ def test_the_model_is_afterwards_what_it_was_before(kind: str) -> None:
     for name, parameter in after.items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+        assert not hasattr(parameter, "grad_sample")
+    assert not any(layer._forward_hooks for layer in model.module.modules())
 
 
 def test_a_sum_that_is_not_clipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +162,27 @@ def test_a_loss_that_mixes_companions_is_found(monkeypatch: pytest.MonkeyPatch) 
     assert checked(model, size)[COMPANIONS].ok
     monkeypatch.setattr(model, "record_losses", mixed)
     assert not checked(model, size)[COMPANIONS].ok
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_gradient_that_misses_an_output_is_found_by_the_other_engine(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else can see it: it is clipped, covers all parameters and depends on nobody."""
+    whole = products._weight_gradients
+
+    def short(inputs: torch.Tensor, gradient: torch.Tensor, records: Any) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[:, ..., :1] = 0  # one output of each layer
+        return whole(inputs, gradient, records)
+
+    monkeypatch.setattr(products, "_weight_gradients", short)
+    found = checked(MODELS[kind]())
+    assert found[INFLUENCE].ok
+    assert found[COMPANIONS].ok
+    assert not found[ENGINES].ok
+
+
+def test_the_engines_agree_in_bfloat16_too() -> None:
+    model = attach_language_model(tiny_llama(dtype=torch.bfloat16), LoraSpec(r=2), seed=5, pad_id=0)
+    assert checked(model)[ENGINES].ok
