@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,5 +30,9 @@ def opened_vault(opened: Session, dataset: str, who: Acting) -> Iterator[tuple[L
 
 
 def plain(value: Any) -> str:
-    """A fact on one line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A fact as a person reads it: `name value, name value`, one line for each of several."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "\n".join(plain(part) for part in value) or "none"
+    return "none" if value is None else str(value)
