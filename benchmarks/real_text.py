@@ -156,7 +156,9 @@ def predicate(released: Path) -> dict[str, Any]:
 
 
 def _row(task: Task, facts: Mapping[str, Any]) -> dict[str, Any]:
-    (gain,) = (row for row in facts["utility"] if row["metric"] == task.metric)
+    (gain,) = (
+        row for row in facts["utility"] if row["metric"] == task.metric and row["group"] is None
+    )
     claim, mechanism = facts["guarantee"], facts["mechanism"]
     return {
         "task": task.name,
