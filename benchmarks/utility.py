@@ -28,15 +28,12 @@ import argparse
 import csv
 import hashlib
 import json
-import os
-import platform
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +41,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from real_text import machine
 from torch import nn
 
 from privft.budget.accounting import calibrate_noise
@@ -563,18 +561,6 @@ def dialogues(data: Path, epsilon: float | str | None) -> dict[str, Any]:
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """What the seconds depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
 
 
 def _name(epsilon: float | None) -> str:
