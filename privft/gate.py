@@ -125,7 +125,7 @@ def require(record: RunRecord, action: Action, *, now: str) -> State:
     hint = next_step(state, record.run)
     if action == "release" and state in _SEALED:
         raise AuditFailed(f"run {record.run} {_SEALED[state]}: its adapter stays sealed", hint=hint)
-    raise OrderError(f"run {record.run} is {state}: it cannot {action} now", hint=hint)
+    raise OrderError(f"run {record.run} is {state}: this is not the time to {action} it", hint=hint)
 
 
 def _now() -> str:
