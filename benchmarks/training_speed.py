@@ -669,7 +669,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=12, help="in a round")
-    parser.add_argument("--only", nargs="+", help="contenders; by default all")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(WORDS), help="contenders; all by default"
+    )
     parser.add_argument("--workload", choices=sorted(CONTENDERS), help="by default both")
     parser.add_argument("--growth", action="store_true", help="how cost grows, and nothing else")
     parser.add_argument("--no-details", action="store_true", help="the races alone")
