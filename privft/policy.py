@@ -303,7 +303,7 @@ def _plain(value: Any) -> Any:
 
 
 def enforce(policy: Policy, checks: Sequence[Check]) -> None:
-    """Raise `PolicyRefused` for the first broken rule, saying how many more there are.
+    """Raise `PolicyRefused` that names every broken rule, and how to keep each.
 
     Guarantees: an empty list of checks is refused too, since nothing was checked.
     """
@@ -311,13 +311,12 @@ def enforce(policy: Policy, checks: Sequence[Check]) -> None:
         raise PolicyRefused(f"policy {policy.name!r}: nothing was checked")
     broken = [each for each in checks if not each.ok]
     if broken:
-        first = broken[0]
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise PolicyRefused(
-            f"policy {policy.name!r} wants {first.rule} {_words(first.limit)}, "
-            f"and the plan has {_words(first.got)}{more}",
-            hint=first.fix,
+        said = "; ".join(
+            f"{each.rule} {_words(each.limit)}, and the plan has {_words(each.got)}"
+            for each in broken
         )
+        fixes = "; ".join(dict.fromkeys(each.fix for each in broken))
+        raise PolicyRefused(f"policy {policy.name!r} wants {said}", hint=fixes)
 
 
 def _words(value: Any) -> str:

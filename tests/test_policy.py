@@ -135,6 +135,20 @@ def test_each_broken_rule_of_hospital_is_named_with_its_fix(
     assert caught.value.hint
 
 
+def test_a_refusal_names_every_broken_rule_and_every_fix() -> None:
+    policy = load_policy("hospital")
+    facts = replace(GOOD, epsilon=5.0, suite="quick")
+    with pytest.raises(PolicyRefused) as caught:
+        enforce(policy, check(policy, facts, policy.cap(GOOD.declared_units)))
+    assert caught.value.message == (
+        "policy 'hospital' wants max_epsilon_per_run 3, and the plan has 5; "
+        "required_suite standard, and the plan has quick"
+    )
+    assert caught.value.hint == (
+        "privacy.target_epsilon: 3 or less, or fewer steps; audit.suite: standard"
+    )
+
+
 def test_secure_noise_is_asked_for_where_the_policy_says_so(tmp_path: Path) -> None:
     policy = load_policy(overlay(tmp_path, secure_noise=True))
     assert [each.rule for each in broken(policy, replace(GOOD, secure_noise=False))] == [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from privft.budget.entries import format_time
 from privft.cli.session import FILE, json_option, print_json, session, table
 from privft.config import json_schema, load_config
 from privft.errors import PolicyRefused
@@ -68,8 +70,10 @@ def check_plan(ctx: click.Context, plan_file: Path, as_json: bool) -> None:
     """Hold a plan against its data set's policy, rule by rule, with the fix for each."""
     from privft.cli.runs import read_plan
     from privft.policy import check
+    from privft.report.wording import plain_value
     from privft.stages.data import policy_of
     from privft.stages.planning import approvals_of, plan_facts
+    from privft.stages.standing import check_standing
 
     plan = read_plan(plan_file)
     opened = session(ctx)
@@ -78,19 +82,24 @@ def check_plan(ctx: click.Context, plan_file: Path, as_json: bool) -> None:
         names = tuple(row["name"] for row in approvals_of(ledger, plan.digest))
         facts = plan_facts(opened.workspace, plan, operator=plan.operator, approvers=names)
         checks = check(policy, facts, ledger.budget(plan.lineage).cap)
+        now = format_time(datetime.now(UTC))
+        checks += check_standing(opened.workspace, ledger, plan.dataset, policy, now=now)
+    broken = [row for row in checks if not row.ok]
     if as_json:
         print_json([{**row.to_dict(), "fix": row.fix, "why": row.why} for row in checks])
     else:
         rows = [
-            [row.rule, str(row.limit), str(row.got), "kept" if row.ok else f"broken: {row.fix}"]
+            [row.rule, plain_value(row.limit), plain_value(row.got), "kept" if row.ok else "broken"]
             for row in checks
         ]
-        table(f"Policy {policy.name}", ["rule", "limit", "the plan", "verdict"], rows)
-    broken = [row.rule for row in checks if not row.ok]
+        table(f"Policy {policy.name}", ["rule", "limit", "found", "verdict"], rows)
+        for row in broken:
+            click.echo(f"{row.rule}: {row.why}\n  fix: {row.fix}")
     if broken:
         raise PolicyRefused(
             f"policy {policy.name!r}: {len(broken)} of {len(checks)} rules broken: "
-            f"{', '.join(broken)}"
+            f"{', '.join(row.rule for row in broken)}",
+            hint=broken[0].fix,
         )
 
 

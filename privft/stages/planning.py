@@ -20,7 +20,6 @@ from privft.budget.filter import Admission, fits, steps_that_fit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
-from privft.budget.witness import freshness
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
 from privft.plan import ModelFacts, Plan, approval_message, stale_reasons
@@ -29,6 +28,7 @@ from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.stages.affording import affordable_epsilon, mechanism_of, mechanism_with
 from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
+from privft.stages.standing import check_witnessed
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
@@ -324,24 +324,8 @@ def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
             f"the plan is stale: {' and '.join(reasons)} changed since it was made",
             hint="make it again: privft plan",
         )
-    check_witnessed(ledger, policy)
+    check_witnessed(ledger, policy, now=format_time(datetime.now(UTC)))
     return policy
-
-
-def check_witnessed(ledger: Ledger, policy: Policy) -> None:
-    """Raise `PolicyRefused` when a witness last spoke longer ago than the policy allows."""
-    within = policy.witness_within.value
-    if within is None:
-        return
-    last = freshness(ledger, format_time(datetime.now(UTC)))
-    if last is None or last.entries > within.entries or last.days > within.days:
-        came = "no witness ever" if last is None else f"{last.witness}"
-        since = "" if last is None else f" {last.entries} entries and {last.days:.1f} days ago"
-        raise PolicyRefused(
-            f"policy {policy.name!r} wants a witness within {within.entries} entries and "
-            f"{within.days:g} days, and {came} cosigned the ledger{since}",
-            hint="privft ledger witness ask NAME",
-        )
 
 
 def check_approved(

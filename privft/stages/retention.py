@@ -12,6 +12,7 @@ Removed means unlinked: their key, derived from the vault's secret, lives on, so
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 from privft.budget.entries import parse_time
 from privft.budget.ledger import Ledger
@@ -22,6 +23,20 @@ PRIVATE = "audit-private"
 """The sealed file of a run that holds findings on real units."""
 
 
+def kept_days(workspace: Workspace, ledger: Ledger, dataset: str, *, now: str) -> dict[str, float]:
+    """How many days ago the findings on real units that still lie there were made, by run.
+
+    now: ISO time.
+    """
+    kept = {}
+    for record in ledger.runs():
+        if record.dataset == dataset and _path(workspace, record.run).exists():
+            started = ledger.entries(kind="audit-started", run=record.run)
+            age = parse_time(now) - parse_time(started[-1].time)
+            kept[record.run] = age / timedelta(days=1)
+    return kept
+
+
 def expire(
     workspace: Workspace, ledger: Ledger, dataset: str, policy: Policy, *, now: str
 ) -> list[str]:
@@ -29,18 +44,17 @@ def expire(
 
     now: ISO time.
     """
-    days = policy.retention_days.value
-    if days is None:
+    limit = policy.retention_days.value
+    if limit is None:
         return []
-    oldest = parse_time(now) - timedelta(days=days)
-    expired = []
-    for record in ledger.runs():
-        path = workspace.run_path(record.run) / f"{PRIVATE}.sealed"
-        if record.dataset != dataset or not path.exists():
-            continue
-        started = ledger.entries(kind="audit-started", run=record.run)
-        if parse_time(started[-1].time) < oldest:
-            path.unlink()
-            sync_folder(path.parent)
-            expired.append(record.run)
+    kept = kept_days(workspace, ledger, dataset, now=now)
+    expired = [run for run, days in kept.items() if days > limit]
+    for run in expired:
+        path = _path(workspace, run)
+        path.unlink()
+        sync_folder(path.parent)
     return expired
+
+
+def _path(workspace: Workspace, run: str) -> Path:
+    return workspace.run_path(run) / f"{PRIVATE}.sealed"

@@ -6,11 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.budget.replay import verify_bundle
 from privft.budget.signed import RECOVERY_TYPE, recovery_statement
@@ -30,7 +32,7 @@ from privft.errors import (
     PolicyRefused,
     SignatureError,
 )
-from privft.policy import Age, load_policy
+from privft.policy import Age, Policy, load_policy
 from privft.signing import Identity, SigningKey, dsse_sign
 from tests.budget.samples import (
     LINEAGE,
@@ -191,7 +193,10 @@ def test_the_age_of_a_witness_is_counted_in_entries_and_days(ledger: Ledger) -> 
 
 
 def test_a_policy_that_wants_a_witness_refuses_to_train_without_its_word(ledger: Ledger) -> None:
-    from privft.stages.planning import check_witnessed
+    from privft.stages import standing
+
+    def check_witnessed(ledger: Ledger, policy: Policy) -> None:
+        standing.check_witnessed(ledger, policy, now=format_time(datetime.now(UTC)))
 
     policy = load_policy("default")
     check_witnessed(ledger, policy)  # asks for none
@@ -205,7 +210,7 @@ def test_a_policy_that_wants_a_witness_refuses_to_train_without_its_word(ledger:
         reserve(ledger, steps=1)
     check_witnessed(ledger, asking)
     reserve(ledger, steps=1)
-    with pytest.raises(PolicyRefused, match="desk cosigned the ledger 3 entries"):
+    with pytest.raises(PolicyRefused, match=r"3 entries and 0\.0 days old, by desk"):
         check_witnessed(ledger, asking)
     witnessed_now(ledger, kept)
     check_witnessed(ledger, asking)
