@@ -53,7 +53,8 @@ def models_of(world: World, run: str) -> tuple[TrainedModel, TrainedModel]:
         bench = Workbench.of(config, find_base(config, relative_to=folder))
         with open_vault(workspace, ledger, plan.dataset, opener) as vault:
             sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
-            return bench.trained(sealed.unseal_adapter()), bench.fresh()
+            before, after = bench.before_and_after(sealed.unseal_adapter())
+            return after, before
 
 
 def predicate(folder: Path) -> Any:

@@ -1,11 +1,12 @@
 """Attacks: from losses to guesses, and from guesses to findings.
 
 On canaries.  The score of a canary is how much its loss fell in training (`loss-drop`: loss of
-the base model minus loss of the trained one), which takes each text's own difficulty out, as
-calibration by a reference model does (LiRA, RMIA), with the base model as the reference.  The
-highest scores are guessed "in", the lowest "out", in numbers that the suite fixed before; each
-number is tested by the one-run bounds at its own part of the significance.  What comes out is
-post-processing of the private model and of texts that we made: it may be public.
+the base model minus loss of the trained one), which takes each text's own difficulty out
+(calibration by a reference model: Watson et al. 2022, arXiv 2111.08440; here the base model is the
+reference, and no shadow models are trained as for LiRA).  The highest scores are guessed "in",
+the lowest "out", in numbers that the suite fixed before; each number is tested by the one-run
+bounds at its own part of the significance.  What comes out is post-processing of the private model
+and of texts that we made: it may be public.
 
 On planted secrets.  Exposure (Carlini et al. 2019) says how far a secret stands out among texts
 of the same form that were never in the run, in bits.  It describes; the coins decide.
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privft.audit import bounds
-from privft.audit.rates import exposure
+from privft.audit.rates import exposure_rank
 from privft.audit.suite import METHODS, MembershipSpec, Score
 from privft.budget.accounting import cost, tradeoff
 from privft.budget.mechanism import Event
@@ -257,25 +258,20 @@ def auc(scores: Array, included: NDArray[np.bool_]) -> float:
     return float(np.trapezoid(tpr, fpr))
 
 
-def exposures(
+def secret_ranks(
     scores: Array, included: NDArray[np.bool_], candidate_scores: Array
-) -> dict[str, float]:
-    """How far planted secrets stand out among never-included texts of the same form, in bits.
+) -> dict[str, Any]:
+    """Where planted secrets stand among never-included texts of the same form, 1 for the first.
 
-    The mean over included and over excluded secrets, the largest among the included, and the
-    most that so many candidates could show.  A secret unknown to the model has 1.44 bits on
-    average (1/ln 2), less a little for few candidates.
+    The ranks of those that were in and of those that were not, each in rising order, so that they
+    tell which place was taken and not by which secret; `rates.exposure_of_ranks` has them in bits.
     """
-    found = [exposure(-float(value), -candidate_scores) for value in scores]
-    bits = np.array([one.bits for one in found])
-    inside, outside = bits[included], bits[~included]
+    ranks = [exposure_rank(-float(value), -candidate_scores) for value in scores]
+    inside = included.tolist()
     return {
-        "mean_bits_included": float(inside.mean()) if inside.size else 0.0,
-        "mean_bits_excluded": float(outside.mean()) if outside.size else 0.0,
-        "most_bits_included": float(inside.max()) if inside.size else 0.0,
-        "ceiling_bits": found[0].ceiling,
-        "secrets": float(len(bits)),
-        "candidates": float(len(candidate_scores)),
+        "candidates": len(candidate_scores),
+        "ranks_included": sorted(r for r, was_in in zip(ranks, inside, strict=True) if was_in),
+        "ranks_excluded": sorted(r for r, was_in in zip(ranks, inside, strict=True) if not was_in),
     }
 
 

@@ -246,29 +246,67 @@ def gaussian_mu_interval(
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """How far a secret stands out among candidates of its kind, in bits.
+    """How far secrets stand out among candidates of their kind, in bits, on average.
 
-    A secret that the model knows nothing of has `bits` >= b with probability 2**-b; `ceiling` is
-    the most that so few candidates could have shown.
+    interval: Student's 95% interval of the average, from how the secrets differ among themselves
+        (None for fewer than ten); most: the largest; ceiling: the most that so few candidates could
+        have shown; chance: the average of a secret that the model knows nothing of.
     """
 
-    rank: int
-    candidates: int
+    secrets: int
     bits: float
+    interval: tuple[float, float] | None
+    most: float
     ceiling: float
+    chance: float
 
 
-def exposure(secret_loss: float, candidate_losses: ArrayLike) -> Exposure:
-    """Exposure of a secret: log2(N+1) - log2(rank) among N candidates never seen in training.
+_FEWEST_SECRETS = 10
 
-    Ties count against the attack.  Source: Carlini et al. 2019, section 4.2, with a sample in
-    place of the whole space.
+
+def exposure_rank(secret_loss: float, candidate_losses: ArrayLike) -> int:
+    """The place of a secret among candidates never seen in training, 1 for the most exposed.
+
+    Ties count against the attack.  A secret that the model knows nothing of has each of the
+    candidates + 1 places with the same probability.
     """
     losses = _scores("candidate", candidate_losses)
     if math.isnan(secret_loss):
         raise ValueError("expected a loss, got NaN")
-    rank = 1 + int(np.sum(losses <= secret_loss))
-    ceiling = math.log2(len(losses) + 1)
+    return 1 + int(np.sum(losses <= secret_loss))
+
+
+def exposure_of_ranks(ranks: Sequence[int], candidates: int) -> Exposure:
+    """Exposure of secrets from their ranks: log2(N+1) - log2(rank) among N candidates.
+
+    Source: Carlini et al. 2019, section 4.2, with a sample in place of the whole space.  The
+    average that chance gives is log2(N+1) - log2((N+1)!)/(N+1): 1.44 for many candidates, less for
+    few.
+    Errors: ValueError on no ranks, or one outside 1 to candidates + 1.
+    """
+    places = np.asarray(ranks, dtype=np.float64)
+    if candidates < 1 or not len(places) or places.min() < 1 or places.max() > candidates + 1:
+        raise ValueError(f"expected ranks from 1 to {candidates} + 1, got {len(places)} ranks")
+    ceiling = math.log2(candidates + 1)
+    bits = ceiling - np.log2(places)
+    middle, interval = float(bits.mean()), None
+    if len(bits) >= _FEWEST_SECRETS:
+        spread = float(bits.std(ddof=1)) / math.sqrt(len(bits))
+        half = float(special.stdtrit(len(bits) - 1, 0.975)) * spread
+        interval = max(0.0, middle - half), min(ceiling, middle + half)
     return Exposure(
-        rank=rank, candidates=len(losses), bits=ceiling - math.log2(rank), ceiling=ceiling
+        secrets=len(bits),
+        bits=middle,
+        interval=interval,
+        most=float(bits.max()),
+        ceiling=ceiling,
+        chance=ceiling - float(special.gammaln(candidates + 2)) / math.log(2) / (candidates + 1),
+    )
+
+
+def share_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95% interval of Clopper and Pearson for a share, 2.5% on either side."""
+    return (
+        clopper_pearson_lower(successes, trials, 0.025),
+        clopper_pearson_upper(successes, trials, 0.025),
     )

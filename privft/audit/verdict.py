@@ -19,8 +19,8 @@ more.  What was not examined counts as failed, never as passed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -33,12 +33,13 @@ from privft.audit.attacks import (
     Claim,
     attack_canaries,
     auc,
-    exposures,
     roc,
     scores_from_losses,
+    secret_ranks,
 )
 from privft.audit.canaries import Canary, Unit
 from privft.audit.control import Control
+from privft.audit.rates import exposure_of_ranks
 from privft.audit.selfcheck import Check
 from privft.audit.suite import METHODS, Suite, Task
 from privft.budget.entries import Finding
@@ -59,6 +60,7 @@ class AuditResult:
 
     epsilon_lower: the highest bound of the (epsilon, delta) tests; ceiling: what a perfect attack
         would have shown.  exposure, extraction and auc: description, not part of the verdict.
+    seconds: what each part took, for whoever held the audit; no part of the facts.
     """
 
     suite: str
@@ -73,10 +75,11 @@ class AuditResult:
     control: Control
     selfcheck: tuple[Check, ...]
     auc: dict[str, float]
-    exposure: dict[str, float] | None
+    exposure: dict[str, Any] | None
     extraction: dict[str, int] | None
     roc_fpr: tuple[float, ...]
     roc_tpr: tuple[float, ...]
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """The part that goes into the signed report under `audit`."""
@@ -103,6 +106,19 @@ class AuditResult:
             "control": asdict(self.control),
             "selfcheck": [check.to_dict() for check in self.selfcheck],
             "auc": dict(self.auc),
+            "exposure_bits": self.exposure_bits(),
+            "seconds": {part: dict(took) for part, took in self.seconds.items()},
+        }
+
+    def exposure_bits(self) -> dict[str, Any] | None:
+        """Exposure in bits of the secrets that were in and of those that were not."""
+        if self.exposure is None:
+            return None
+        among = self.exposure["candidates"]
+        return {
+            name: asdict(exposure_of_ranks(self.exposure[f"ranks_{name}"], among))
+            for name in ("included", "excluded")
+            if self.exposure[f"ranks_{name}"]
         }
 
 
@@ -142,7 +158,7 @@ def run_audit(
     significance = suite.test_significance(task, attempt)
     tests: list[CanaryTest] = []
     areas: dict[str, float] = {}
-    bits: dict[str, float] | None = None
+    ranks: dict[str, Any] | None = None
     standing = np.zeros(len(canaries))
     for spec in suite.specs(task):
         here = np.array([kind == spec.kind for kind in kinds])
@@ -161,7 +177,7 @@ def run_audit(
         standing[here] = stats.rankdata(scores) / len(scores)
         if spec.kind == "secret" and candidates:
             others = scores_from_losses(base[len(kinds) :], trained[len(kinds) :], spec.score)
-            bits = exposures(scores, included[here], others)
+            ranks = secret_ranks(scores, included[here], others)
     findings = _findings(suite, tests, control, selfcheck)
     fpr, tpr = _thinned(*roc(standing, included))
     plain = [test for test in tests if test.method == METHODS[0]]
@@ -178,7 +194,7 @@ def run_audit(
         control=control,
         selfcheck=tuple(selfcheck),
         auc=areas,
-        exposure=bits,
+        exposure=ranks,
         extraction=_extraction(canaries, extract),
         roc_fpr=tuple(fpr),
         roc_tpr=tuple(tpr),
@@ -283,15 +299,12 @@ def verdict_words(
     found = f"no violation found; this audit could have detected up to epsilon {_down(ceiling, 1)}"
     if lower > 0:
         found += f"; the attacks show an epsilon of at least {_down(lower, 2)} at {confidence}"
-    within_reach = ceiling > claim.epsilon or any(
-        test.ceiling >= claim.epsilon for test in tests if test.method == METHODS[1]
-    )
-    if not within_reach:
-        found += (
-            f"; the claimed {claim.epsilon:.1f} lies above that, so even a perfect attack of this "
-            "size could not have contradicted it"
-        )
-    return found
+    if ceiling > claim.epsilon:
+        return found
+    found += f"; the claimed {claim.epsilon:.1f} lies above that, "
+    if any(test.ceiling >= claim.epsilon for test in tests if test.method == METHODS[1]):
+        return found + "and only its whole trade-off curve could have been contradicted"
+    return found + "so even a perfect attack of this size could not have contradicted it"
 
 
 def _columns(tests: Sequence[CanaryTest]) -> tuple[list[float], list[float]]:

@@ -26,10 +26,11 @@ from privft.cli.session import (
     table,
 )
 from privft.errors import AuditFailed, PolicyRefused
+from privft.report.findings import AuditFacts
+from privft.report.notices import secrets
 from privft.report.release import MERGED, PAGE, PROOF
 
 if TYPE_CHECKING:  # these load torch
-    from privft.audit.verdict import AuditResult
     from privft.stages.releasing import Leaving
 
 
@@ -88,9 +89,11 @@ def audit_command(
             ["canaries", "bound", "right guesses", "epsilon at least", "could have shown"],
             rows,
         )
-        for line in _secrets(result):
+        for line in secrets(AuditFacts.model_validate(result.facts())):
             click.echo(line)
         click.echo(result.words)
+    took = {part: each["clock"] for part, each in result.seconds.items()}
+    say("seconds: " + ", ".join(f"{part} {clock:.1f}" for part, clock in took.items()))
     say(f"report: {report}")
     if result.verdict != "passed":
         raise AuditFailed(
@@ -98,24 +101,6 @@ def audit_command(
             hint="the adapter stays sealed; the report says what was found",
         )
     say(f"next: privft release {run} --to DIR")
-
-
-def _secrets(result: AuditResult) -> list[str]:
-    """What became of the planted secrets, in words."""
-    bits, out = result.exposure, result.extraction
-    lines = []
-    if bits is not None:
-        lines.append(
-            f"exposure of planted secrets: {bits['mean_bits_included']:.2f} bits on average, "
-            f"{bits['mean_bits_excluded']:.2f} for those that were not in (at most "
-            f"{bits['ceiling_bits']:.2f})"
-        )
-    if out is not None:
-        lines.append(
-            f"extraction of planted secrets: {out['extracted_of_included']} of {out['included']}, "
-            f"and {out['extracted_of_excluded']} of {out['excluded']} that were not in"
-        )
-    return lines
 
 
 def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-untyped-def]

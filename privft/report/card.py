@@ -21,6 +21,7 @@ import jinja2
 import yaml
 
 from privft.report.facts import Facts
+from privft.report.notices import secrets
 from privft.report.page import verdict
 from privft.report.statement import digest, validate
 from privft.report.wording import bets, exact, plain_value, round_down, round_up, unit_words
@@ -42,6 +43,7 @@ def render_card(statement: Mapping[str, Any]) -> str:
             words=unit_words(facts.guarantee.unit),
             bets=bets(facts.guarantee.odds_percent),
             verdict=verdict(facts),
+            secrets=secrets(facts.audit),
             statement_sha256=digest(statement),
             has_adapter="adapter_model.safetensors" in facts.model.adapter_files,
         )

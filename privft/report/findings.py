@@ -67,15 +67,20 @@ class Control(Strict):
 
 
 class Exposure(Strict):
-    """How far planted secrets stand out among `candidates` texts of the same form that were never
-    in, in bits (Carlini et al. 2019); a secret that the model does not know has 1.44 on average."""
+    """Where planted secrets stand among `candidates` texts of the same form that were never in,
+    1 for the one that the model finds likeliest: the ranks of those that were in and of those that
+    were not, in rising order.  `audit.rates.exposure_of_ranks` has them in bits."""
 
-    mean_bits_included: float
-    mean_bits_excluded: float
-    most_bits_included: float
-    ceiling_bits: Amount
-    secrets: Amount
-    candidates: Amount
+    candidates: Annotated[int, Field(ge=1)]
+    ranks_included: list[Annotated[int, Field(ge=1)]]
+    ranks_excluded: list[Annotated[int, Field(ge=1)]]
+
+    @model_validator(mode="after")
+    def _ranks_are_in_order_and_in_range(self) -> Exposure:
+        for ranks in (self.ranks_included, self.ranks_excluded):
+            if ranks != sorted(ranks) or ranks[-1:] > [self.candidates + 1]:
+                raise ValueError(f"expected ranks up to {self.candidates} + 1, in rising order")
+        return self
 
 
 class Extraction(Strict):
@@ -133,6 +138,20 @@ class AuditFacts(Strict):
     def _verdict_follows_from_findings(self) -> AuditFacts:
         if (self.verdict == "failed") is not bool(self.findings):
             raise ValueError(f"an audit that {self.verdict} with {len(self.findings)} findings")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_are_the_same_everywhere(self) -> AuditFacts:
+        ranks, out = self.exposure, self.extraction
+        planted = {test.canaries for test in self.tests if test.kind == "secret"}
+        split = []
+        if ranks is not None:
+            split.append((len(ranks.ranks_included), len(ranks.ranks_excluded)))
+        if out is not None:
+            split.append((out.included, out.excluded))
+        counts = {*planted, *(inside + outside for inside, outside in split)}
+        if len(set(split)) > 1 or len(counts) > 1:
+            raise ValueError("the audit contradicts itself on how many secrets were planted")
         return self
 
 

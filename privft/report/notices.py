@@ -5,7 +5,11 @@ The HTML page says the same with headings and links (`templates/report.html`).
 
 from __future__ import annotations
 
+import math
+
+from privft.audit.rates import Exposure, exposure_of_ranks, share_interval
 from privft.report.facts import Facts
+from privft.report.findings import AuditFacts
 
 
 def waivers(facts: Facts) -> list[str]:
@@ -31,19 +35,43 @@ def recoveries(facts: Facts) -> list[str]:
     ]
 
 
-def secrets(facts: Facts) -> list[str]:
-    """What became of the planted secrets."""
-    out, bits, lines = facts.audit.extraction, facts.audit.exposure, []
+def secrets(audit: AuditFacts) -> list[str]:
+    """What became of the planted secrets, with 95% intervals and what that does not say."""
+    out, ranks, lines = audit.extraction, audit.exposure, []
     if out is not None:
         lines.append(
-            f"Given its beginning, the model wrote out {out.extracted_of_included} of "
-            f"{out.included} planted secrets, and {out.extracted_of_excluded} of {out.excluded} "
-            "that were never in."
+            "Shown the words before the number, and taking the likeliest next token each time, the "
+            f"model wrote out {_share(out.extracted_of_included, out.included)} of the planted "
+            f"secrets that were in the run, and {_share(out.extracted_of_excluded, out.excluded)} "
+            "of those that were not."
         )
-    if bits is not None:
+    if ranks is not None and ranks.ranks_included and ranks.ranks_excluded:
+        inside = exposure_of_ranks(ranks.ranks_included, ranks.candidates)
+        outside = exposure_of_ranks(ranks.ranks_excluded, ranks.candidates)
         lines.append(
-            f"Planted secrets stand out by {bits.mean_bits_included:.2f} bits on average, those "
-            f"that were never in by {bits.mean_bits_excluded:.2f}; a secret that the model does "
-            f"not know has 1.44, and {bits.ceiling_bits:.2f} is the most that could show."
+            f"Among {ranks.candidates} sentences of the same form that were never in, those that "
+            f"were in stand out by {_bits(inside)} on average, those that were not by "
+            f"{_bits(outside)}; chance gives {inside.chance:.2f}, and {inside.ceiling:.2f} is the "
+            "most that so few sentences can show."
+        )
+    if lines:
+        lines.append(
+            "Both describe and decide nothing. They hold for this way of asking: many tries, or "
+            "other words, may get more out of the model."
         )
     return lines
+
+
+def _share(successes: int, trials: int) -> str:
+    if not trials:
+        return "none"
+    low, high = share_interval(successes, trials)
+    around = f"{math.floor(100 * low)}% to {math.ceil(100 * high)}%"
+    return f"{successes} of {trials} (95% interval {around})"
+
+
+def _bits(found: Exposure) -> str:
+    around = found.interval
+    if around is None:
+        return f"{found.bits:.2f} bits"
+    return f"{found.bits:.2f} bits (95% interval {around[0]:.2f} to {around[1]:.2f})"

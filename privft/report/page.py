@@ -27,6 +27,7 @@ from privft.report import plots
 from privft.report.facts import Facts
 from privft.report.findings import AuditTest, Utility
 from privft.report.hazards import Hazard, hazards
+from privft.report.notices import secrets
 from privft.report.statement import digest, validate
 from privft.report.wording import (
     bets,
@@ -83,6 +84,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             cap_odds=odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta),
             charts=charts(facts),
             intervals=[accuracy_interval(test) for test in facts.audit.tests],
+            secrets=secrets(facts.audit),
             hazards=_by_layer(hazards(facts)),
             waiting=[row for row in hazards(facts) if row.answer == "operator"],
             drawn_groups=DRAWN_GROUPS,

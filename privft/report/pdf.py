@@ -332,7 +332,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
     drawn = charts(facts)
     return {
         "title": "Attacks",
-        "paragraphs": [audit.words, held, *secrets(facts)],
+        "paragraphs": [audit.words, held, *secrets(audit)],
         "tables": [
             _table(
                 f"Suite “{audit.suite}”: {audit.verdict}",

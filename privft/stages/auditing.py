@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,7 @@ from privft.report.release import STATEMENT
 from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
 from privft.stages.data import open_vault
+from privft.stages.meter import Meter
 from privft.stages.modelling import (
     Workbench,
     check_base,
@@ -75,8 +77,12 @@ def audit(
     checks: list[PolicyCheck],
     watch: Watch,
 ) -> AuditResult:
-    """Audit `run`; writes and signs the report, records the verdict, returns the findings."""
-    folder = workspace.run_path(run)
+    """Audit `run`; writes and signs the report, records the verdict, returns the findings.
+
+    The findings say what each part took, in seconds (`AuditResult.seconds`); the model's
+    usefulness, the report, and the control where it was not kept are parts of their own.
+    """
+    folder, meter = workspace.run_path(run), Meter()
     plan, config_folder = stored_plan(workspace, ledger, run)
     forget_secrets(folder)  # of a kill between settlement and clean-up
     config = plan.the_config()
@@ -86,8 +92,9 @@ def audit(
             f"the audit suite {suite.name} is not the one that run {run} was planned with",
             hint="audit with the suite file whose SHA-256 the plan names",
         )
-    base = find_base(config, relative_to=config_folder)
-    check_base(base, plan.model)
+    with meter.part("base model"):
+        base = find_base(config, relative_to=config_folder)
+        check_base(base, plan.model)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
         workbench = Workbench.of(config, base)
@@ -95,63 +102,73 @@ def audit(
         _check_files(ledger, run, files)
         watch.say("attacking a model made to leak (the control)")
         workspace.cache.mkdir(mode=0o700, exist_ok=True)
-        twin = control(suite, suite_sha256, task=config.task, folder=workspace.cache)
-        untrained, trained = workbench.fresh(), workbench.trained(files)
+        with meter.part("control"):
+            twin = control(suite, suite_sha256, task=config.task, folder=workspace.cache)
+        with meter.part("base model"):
+            untrained, trained = workbench.before_and_after(files)
         canaries = canaries_of(plan, sealed, workbench)
         attempt = _begin(ledger, run, suite, suite_sha256, actor=actor)
         watch.say("attacking the canaries of the run")
         streams = KeyedStreams(sealed.unseal("canaries"))
         selfchecks = [Check(**row) for row in json.loads(sealed.unseal("selfcheck"))]
-        result = run_audit(
-            suite,
-            suite_sha256,
-            task=config.task,
-            canaries=canaries,
-            score_base=workbench.score(untrained),
-            score_trained=workbench.score(trained),
-            claim=claim_of_plan(plan, relatives=plan.suite != "quick"),
-            control=twin,
-            selfcheck=selfchecks,
-            candidates=make_candidates(
+        with meter.part("bounds"):
+            result = run_audit(
                 suite,
-                streams,
+                suite_sha256,
                 task=config.task,
-                shape=shape_of(vault),
-                vocabulary=workbench.vocabulary(),
-                records_per_unit=plan.max_records_per_unit,
-            ),
-            extract=(lambda units: extracted(trained, units, workbench.encode))
-            if isinstance(trained, LanguageModel)
-            else None,
-            attempt=attempt,
-        )
+                canaries=canaries,
+                score_base=meter.metered("canaries", workbench.score(untrained)),
+                score_trained=meter.metered("canaries", workbench.score(trained)),
+                claim=claim_of_plan(plan, relatives=plan.suite != "quick"),
+                control=twin,
+                selfcheck=selfchecks,
+                candidates=make_candidates(
+                    suite,
+                    streams,
+                    task=config.task,
+                    shape=shape_of(vault),
+                    vocabulary=workbench.vocabulary(),
+                    records_per_unit=plan.max_records_per_unit,
+                ),
+                extract=meter.metered(
+                    "extraction", lambda units: extracted(trained, units, workbench.encode)
+                )
+                if isinstance(trained, LanguageModel)
+                else None,
+                attempt=attempt,
+            )
         watch.say("attacking real units (for the enclave's eyes only)")
-        private = _membership(vault, workbench, untrained, trained, suite)
+        with meter.part("real units"):
+            private = _membership(vault, workbench, untrained, trained, suite)
         sealed.seal(PRIVATE, json.dumps(private).encode())
-        utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
+        with meter.part("usefulness"):
+            utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)
     watch.say("holding the accountants against published values")
-    body = run_facts.gather(
-        ledger,
-        run,
-        plan,
-        checks=checks,
-        result=result,
-        utility=utility,
-        files={name: sha256_hex(data) for name, data in files.items()},
-        head=head,
-        trained_parameters=sum(p.numel() for p in trained_parameters(untrained).values()),
-        reference=published_values(workspace.cache),
-        versions=_versions(),
-        machine={"python": platform.python_version(), "machine": platform.machine()},
-        audited=format_time(datetime.now(UTC)),
-    )
-    stated = statement.build(body)
-    payload = statement.payload(stated)
-    envelope = dsse_sign(payload, statement.PAYLOAD_TYPE, [run_key])
-    write_private(folder / STATEMENT, canonical_json(envelope) + b"\n")
-    write_report(folder, stated, envelope, say=watch.say)
+    with meter.part("published values"):
+        reference = published_values(workspace.cache)
+    with meter.part("report"):
+        body = run_facts.gather(
+            ledger,
+            run,
+            plan,
+            checks=checks,
+            result=result,
+            utility=utility,
+            files={name: sha256_hex(data) for name, data in files.items()},
+            head=head,
+            trained_parameters=sum(p.numel() for p in trained_parameters(untrained).values()),
+            reference=reference,
+            versions=_versions(),
+            machine={"python": platform.python_version(), "machine": platform.machine()},
+            audited=format_time(datetime.now(UTC)),
+        )
+        stated = statement.build(body)
+        payload = statement.payload(stated)
+        envelope = dsse_sign(payload, statement.PAYLOAD_TYPE, [run_key])
+        write_private(folder / STATEMENT, canonical_json(envelope) + b"\n")
+        write_report(folder, stated, envelope, say=watch.say)
     ledger.append(
         "run-audited",
         {
@@ -165,7 +182,7 @@ def audit(
         },
         actor=actor.name,
     )
-    return result
+    return replace(result, seconds=meter.seconds())
 
 
 def upcoming_attempt(ledger: Ledger, run: str, suite_sha256: str) -> tuple[int, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,10 @@ class Workbench:
 
     def fresh(self) -> TrainedModel:
         """The base model with a new adapter or head."""
-        config, module = self.config, self.base_module()
-        seed = config.training.seed
+        return self._attached(self.base_module())
+
+    def _attached(self, module: torch.nn.Module) -> TrainedModel:
+        config, seed = self.config, self.config.training.seed
         spec = None
         if config.lora is not None:
             spec = adapter.LoraSpec(
@@ -116,9 +119,11 @@ class Workbench:
         )
         return classifier.to(choose_device(config.performance.device))
 
-    def trained(self, files: Mapping[str, bytes]) -> TrainedModel:
-        """The base model with a trained adapter or head."""
-        return adapter.load_adapter(self.base_module(), files, pad_id=self.pad_id)
+    def before_and_after(self, files: Mapping[str, bytes]) -> tuple[TrainedModel, TrainedModel]:
+        """The model with a new adapter or head, and with the trained one; the base is read once."""
+        module = self.base_module()
+        after = adapter.load_adapter(copy.deepcopy(module), files, pad_id=self.pad_id)
+        return self._attached(module), after
 
     def _probe(self) -> Any:
         text = {"unit": "probe", "records": [{"text": "The quick brown fox jumps over a dog."}]}

@@ -16,12 +16,13 @@ from privft.audit.attacks import (
     auc,
     claim_of,
     correct_guesses,
-    exposures,
     membership_attack,
     roc,
     scores_from_losses,
+    secret_ranks,
 )
 from privft.audit.bounds import gaussian_curve, gaussian_epsilon
+from privft.audit.rates import exposure_of_ranks
 from privft.audit.suite import MembershipSpec
 from privft.budget.accounting import cost
 from privft.budget.mechanism import Event
@@ -173,10 +174,14 @@ def test_planted_secrets_that_were_learnt_are_exposed_and_others_are_not() -> No
     random = np.random.default_rng(6)
     included = coins(random, 100)
     scores = random.normal(size=100) + 8 * included
-    bits = exposures(scores, included, random.normal(size=63))
-    assert bits["ceiling_bits"] == 6.0
-    assert bits["mean_bits_included"] > 5.9
-    assert bits["mean_bits_excluded"] == pytest.approx(1.44, abs=0.5)
+    ranks = secret_ranks(scores, included, random.normal(size=63))
+    assert len(ranks["ranks_included"]) == included.sum()
+    inside, outside = (
+        exposure_of_ranks(ranks[f"ranks_{which}"], 63) for which in ("included", "excluded")
+    )
+    assert inside.ceiling == 6.0
+    assert inside.bits > 5.9
+    assert outside.bits == pytest.approx(outside.chance, abs=0.5)
 
 
 def membership(shift: float, count: int, seed: int = 7) -> dict[str, object]:

@@ -12,9 +12,11 @@ from privft.audit.rates import (
     clopper_pearson_lower,
     clopper_pearson_upper,
     epsilon_from_rates,
-    exposure,
+    exposure_of_ranks,
+    exposure_rank,
     gaussian_mu_interval,
     rates_from_scores,
+    share_interval,
 )
 
 
@@ -88,20 +90,58 @@ def test_the_mu_interval_is_that_of_the_non_central_t_distribution() -> None:
     assert stats.nct.cdf(statistic, 5, interval.upper / scale) == pytest.approx(0.1, abs=1e-5)
 
 
-def test_exposure_counts_candidates_below_and_knows_its_ceiling() -> None:
+def test_a_secret_is_ranked_below_the_candidates_that_are_at_least_as_likely() -> None:
     candidates = np.arange(1.0, 8.0)
-    first = exposure(0.5, candidates)
-    assert (first.rank, first.bits, first.ceiling) == (1, 3.0, 3.0)
-    assert exposure(9.0, candidates).bits == 0.0
-    assert exposure(1.0, candidates).rank == 2, "a tie counts against the attack"
+    assert exposure_rank(0.5, candidates) == 1
+    assert exposure_rank(9.0, candidates) == 8
+    assert exposure_rank(1.0, candidates) == 2, "a tie counts against the attack"
+
+
+def test_exposure_is_log2_of_the_places_over_the_rank_and_knows_its_ceiling() -> None:
+    found = exposure_of_ranks([1, 2, 4, 8], 7)
+    assert (found.bits, found.most, found.ceiling, found.secrets) == (1.5, 3.0, 3.0, 4)
+    assert found.interval is None, "four secrets say nothing of their spread"
+    assert exposure_of_ranks([8] * 20, 7).interval == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("candidates", [3, 31, 255])
+def test_chance_is_the_average_over_all_ranks(candidates: int) -> None:
+    found = exposure_of_ranks(list(range(1, candidates + 2)), candidates)
+    assert found.chance == pytest.approx(found.bits, abs=1e-9)
+    assert found.chance < 1 / math.log(2)
 
 
 def test_a_secret_unknown_to_the_model_is_exposed_by_chance_only() -> None:
     random = np.random.default_rng(6)
-    bits = [exposure(random.uniform(), random.uniform(size=127)).bits for _ in range(4000)]
-    assert np.mean(bits) == pytest.approx(1 / math.log(2), abs=0.12)
+    ranks = [exposure_rank(random.uniform(), random.uniform(size=127)) for _ in range(4000)]
+    found = exposure_of_ranks(ranks, 127)
+    assert found.bits == pytest.approx(found.chance, abs=0.12)
     for level in (1, 3, 5):
-        assert np.mean(np.array(bits) >= level) == pytest.approx(2.0**-level, abs=0.025)
+        share = np.mean(np.log2(128 / np.array(ranks)) >= level)
+        assert share == pytest.approx(2.0**-level, abs=0.025)
+
+
+def test_the_interval_of_an_average_exposure_keeps_its_confidence() -> None:
+    random = np.random.default_rng(12)
+    missed = 0
+    for _ in range(2000):
+        found = exposure_of_ranks(random.integers(1, 33, 22).tolist(), 31)
+        assert found.interval is not None
+        missed += not found.interval[0] <= found.chance <= found.interval[1]
+    # so skew a variable at n = 22: Student's interval misses a little more than its 5%
+    assert 0.03 < missed / 2000 < 0.09
+
+
+@pytest.mark.parametrize("ranks", [[], [0], [9]])
+def test_ranks_that_cannot_be_are_refused(ranks: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected ranks"):
+        exposure_of_ranks(ranks, 7)
+
+
+def test_the_interval_of_a_share_is_clopper_and_pearson_s() -> None:
+    assert share_interval(0, 22) == pytest.approx((0.0, 1 - 0.025 ** (1 / 22)))
+    low, high = share_interval(3, 20)  # table of Clopper and Pearson: 3.21% and 37.89%
+    assert (low, high) == pytest.approx((0.03207, 0.37893), abs=1e-4)
 
 
 @pytest.mark.parametrize("bad", [[], [math.nan, 1.0], [[1.0]]])
@@ -109,7 +149,7 @@ def test_scores_that_are_no_list_of_numbers_are_refused(bad: list[float]) -> Non
     with pytest.raises(ValueError, match="expected"):
         rates_from_scores(bad, [1.0, 2.0], significance=0.05)
     with pytest.raises(ValueError, match="expected"):
-        exposure(1.0, bad)
+        exposure_rank(1.0, bad)
 
 
 def test_scores_without_spread_have_no_interval() -> None:

@@ -101,6 +101,15 @@ def test_a_claim_beyond_the_ceiling_is_said_to_be_out_of_reach() -> None:
     assert "the claimed 30.0 lies above that" in result.words
 
 
+def test_a_claim_beyond_the_ceiling_whose_curve_is_within_reach_is_said_to_be_so() -> None:
+    claim = Claim(epsilon=gaussian_epsilon(0.95, 1e-5), delta=1e-5, curve=gaussian_curve(0.95))
+    assert claim.epsilon > 3.3
+    result = audited(0.0, claim=claim)
+    assert result.ceiling < claim.epsilon
+    assert "only its whole trade-off curve could have been contradicted" in result.words
+    assert audited(20.0, claim=claim).findings == ("curve-contradicted",)
+
+
 def test_guesses_too_good_for_the_run_s_own_curve_fail_without_a_bound_above_epsilon() -> None:
     claim = Claim(epsilon=gaussian_epsilon(0.7, 1e-5), delta=1e-5, curve=gaussian_curve(0.7))
     result = audited(2.5, claim=claim)
@@ -206,7 +215,10 @@ def test_extracted_secrets_are_counted_apart_for_those_in_and_those_out() -> Non
 
 
 def test_secrets_that_were_remembered_are_exposed_up_to_the_ceiling_of_the_candidates() -> None:
-    found = audited(20.0).exposure
-    assert found is not None
-    assert found["mean_bits_included"] == found["ceiling_bits"] == 5.0
-    assert found["mean_bits_excluded"] < 2.5
+    result = audited(20.0)
+    assert result.exposure is not None
+    assert set(result.exposure["ranks_included"]) == {1}
+    found = result.to_dict()["exposure_bits"]
+    assert found["included"]["bits"] == found["included"]["ceiling"] == 5.0
+    assert found["excluded"]["bits"] < 2.5
+    assert found["included"]["secrets"] + found["excluded"]["secrets"] == 44

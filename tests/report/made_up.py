@@ -261,12 +261,9 @@ def made_up_facts() -> dict[str, Any]:
                 },
             ],
             "exposure": {
-                "mean_bits_included": 1.52,
-                "mean_bits_excluded": 1.41,
-                "most_bits_included": 6.1,
-                "ceiling_bits": 9.0,
-                "secrets": 256,
                 "candidates": 511,
+                "ranks_included": sorted(1 + 37 * i % 512 for i in range(129)),
+                "ranks_excluded": sorted(1 + 91 * i % 512 for i in range(127)),
             },
             "extraction": {
                 "included": 129,

@@ -203,10 +203,13 @@ def test_failed_audit_is_no_pass_and_says_why() -> None:
     assert "audit suite standard failed: bound above claim" in text
 
 
-def test_what_became_of_planted_secrets_is_said() -> None:
+def test_what_became_of_planted_secrets_is_said_with_intervals_and_limits() -> None:
     text = Outline(made(signed_facts())).text
-    assert "wrote out 0 of 129 planted secrets, and 0 of 127 that were never in" in text
-    assert "stand out by 1.52 bits on average" in text
+    assert "wrote out 0 of 129 (95% interval 0% to 3%) of the planted secrets" in text
+    assert "0 of 127 (95% interval 0% to 3%) of those that were not" in text
+    assert "Among 511 sentences of the same form" in text
+    assert "chance gives 1.43, and 9.00 is the most" in text
+    assert "may get more out of the model" in text
 
 
 def test_rounding_goes_against_the_claim() -> None:

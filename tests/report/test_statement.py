@@ -69,6 +69,10 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("audit.tests", []),
         ("audit.tests.0.correct", 101),
         ("audit.verdict", "fine"),
+        ("audit.exposure.ranks_included", [1] * 128),  # the extraction says 129
+        ("audit.exposure.ranks_excluded", [513] * 127),  # among 511 others
+        ("audit.exposure.ranks_included", [2, 1] + [3] * 127),  # not in order
+        ("audit.tests.0.kind", "secret"),  # 512 planted, 256 ranked
         ("events.0.kind", "laplace"),
         ("policy.checks", []),
         ("surprise", 1),

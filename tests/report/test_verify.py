@@ -261,6 +261,25 @@ def test_curve_test_that_contradicts_the_claim_cannot_have_passed(tmp_path: Path
     assert "contradicts" in failed(tmp_path)["audit"]
 
 
+@pytest.mark.parametrize(
+    ("correct", "lower", "ceiling", "found"),
+    [
+        (50, 0.0, 4.0, None),
+        (50, 0.0, 1.0, "ceiling states 1.0"),
+        (50, 2.5, 4.0, "epsilon_lower states 2.5"),
+        (99, 0.0, 4.0, "epsilon_lower states 0.0"),
+    ],
+)
+def test_curve_test_must_lie_on_the_right_side_of_the_claim(
+    tmp_path: Path, correct: int, lower: float, ceiling: float, found: str | None
+) -> None:
+    row = {"kind": "words", "method": recompute.CURVES, "canaries": 512, "guesses": 100}
+    row |= {"correct": correct, "significance": 0.05, "epsilon_lower": lower, "ceiling": ceiling}
+    write_release(tmp_path, change=lambda facts: facts["audit"]["tests"].append(row))
+    assert (found or "") in failed(tmp_path).get("audit", "")
+    assert ("audit" in failed(tmp_path)) is (found is not None)
+
+
 def test_unknown_audit_method_is_not_waved_through(tmp_path: Path) -> None:
     write_release(tmp_path, change=_put("audit", "tests", 0, "method", value="trust me"))
     assert "does not know" in failed(tmp_path)["audit"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from privft.stages import auditing
 from privft.stages.auditing import upcoming_attempt
 from tests.budget.samples import HASH, audit_bodies, new_ledger, run_to_the_end
-from tests.stages.world import World, base
+from tests.stages.world import World, base, released
 
 NOW = "2030-01-01T00:00:00Z"
 
@@ -86,3 +88,27 @@ def test_the_software_of_an_audit_is_its_versions_and_machine_but_not_its_thread
     assert auditing._software() == first
     facts["machine"] = "aarch64"
     assert auditing._software() != first
+
+
+def test_an_audit_says_what_each_part_took_and_its_statement_does_not() -> None:
+    done = released()
+    seconds = done.said["audit"]["seconds"]
+    parts = {"base model", "control", "canaries", "extraction", "bounds", "real units"}
+    assert parts | {"usefulness", "published values", "report"} == set(seconds)
+    assert all(took["clock"] >= 0 and took["processor"] >= 0 for took in seconds.values())
+    assert seconds["canaries"]["processor"] > 0
+    envelope = json.loads((done.folder / "statement.dsse.json").read_text())
+    assert b"processor" not in base64.b64decode(envelope["payload"])
+
+
+def test_the_statement_holds_what_became_of_planted_secrets_and_the_card_says_it() -> None:
+    done = released()
+    envelope = json.loads((done.folder / "statement.dsse.json").read_text())
+    audit = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["audit"]
+    (planted,) = {row["canaries"] for row in audit["tests"] if row["kind"] == "secret"}
+    ranks, out = audit["exposure"], audit["extraction"]
+    assert len(ranks["ranks_included"]) == out["included"]
+    assert len(ranks["ranks_excluded"]) == out["excluded"] == planted - out["included"]
+    card = (done.folder / "README.md").read_text()
+    assert f"of {out['included']} (95% interval" in card
+    assert "may get more out of the model" in card
