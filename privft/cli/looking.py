@@ -1,14 +1,20 @@
-"""privft vault inspect, privft vault verify: what a vault is, and whether it is whole."""
+"""privft vault inspect, verify, prove, check-proof: what a vault is, whether it is whole, and what
+can be shown of it to others."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import click
 
 from privft.cli.opened import opened_vault, plain
-from privft.cli.session import Acting, json_option, opening, print_json, say, session, table
-from privft.errors import UsageError
-from privft.stages import data
-from privft.vault import store
+from privft.cli.session import FILE, Acting, json_option, opening, print_json, say, session, table
+from privft.errors import IntegrityError, UsageError
+from privft.report.trust import parse_trust
+from privft.stages import data, trustroot
+from privft.vault import proofs, store
 
 
 @click.command("inspect")
@@ -91,3 +97,72 @@ def verify(
     )
     if check.strangers:
         say(f"{len(check.strangers)} files do not belong to it; the next change removes them")
+
+
+@click.command("prove")
+@click.argument("dataset")
+@click.option("--unit-file", type=FILE, required=True, help="A file that holds the unit's id.")
+@opening
+@click.pass_context
+def prove(ctx: click.Context, dataset: str, unit_file: Path, who: Acting) -> None:
+    """Print a proof that a unit is, or is not, in the newest version of a vault."""
+    unit = _read(unit_file).decode("utf-8", errors="surrogateescape").strip()
+    with opened_vault(session(ctx), dataset, who) as (_, vault):
+        click.echo(vault.prove(unit))
+    say("it betrays about how many units there are: give it to those who may know")
+
+
+@click.command("check-proof")
+@click.argument("proof", type=FILE)
+@click.option(
+    "--certificate", type=FILE, help="The erasure's certificate: is it about the same unit?"
+)
+@click.option("--trust", type=FILE, help="The trust root; by default the workspace around here.")
+@json_option
+@click.pass_context
+def check_proof(
+    ctx: click.Context, proof: Path, certificate: Path | None, trust: Path | None, as_json: bool
+) -> None:
+    """Check a proof about a unit, without the vault."""
+    if trust is not None:
+        keys = trustroot.vault_signers(parse_trust(_read(trust)))
+    else:
+        opened = session(ctx)
+        with opened.ledger() as ledger:
+            keys = opened.workspace.signer_keys(ledger)
+    envelope = None if certificate is None else _envelope(_read(certificate))
+    shown = proofs.check(_read(proof), keys, certificate=envelope)
+    facts = {
+        "present": shown.present,
+        "certificate": shown.certificate is not None,
+        "dataset": shown.manifest.dataset,
+        "lineage": shown.manifest.lineage,
+        "sequence": shown.manifest.sequence,
+        "time": shown.manifest.time,
+        "manifest_digest": shown.manifest.digest,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    unit = "a unit" if certificate is None else "the unit that the certificate says was erased"
+    click.echo(
+        f"{unit} {'is' if shown.present else 'is not'} in version {shown.manifest.sequence} of "
+        f"{shown.manifest.dataset} ({shown.manifest.time}, manifest {shown.manifest.digest[:16]})"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _envelope(text: bytes) -> dict[str, Any]:
+    try:
+        envelope = json.loads(text)
+    except (ValueError, RecursionError):
+        envelope = None
+    if not isinstance(envelope, dict):
+        raise IntegrityError("a certificate that is no envelope")
+    return envelope

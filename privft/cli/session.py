@@ -20,6 +20,7 @@ from privft.budget.ledger import Ledger
 from privft.errors import UsageError
 from privft.signing import Identity
 from privft.vault.keys import KeyOpener, passphrase_opener
+from privft.vault.parquet import ParquetOpener
 from privft.vault.services import exec_service, service_opener
 from privft.vault.tokens import TokenService, parse_uri
 from privft.workspace import Workspace, opener_of
@@ -168,9 +169,13 @@ class Session:
         """A passphrase from a file descriptor or a prompt, never from argv or environment."""
         return self._secret("passphrase", descriptor, "--passphrase-fd N", twice=twice)
 
-    def parquet_key(self, descriptor: int | None) -> bytes | None:
-        """The key of encrypted Parquet files from a file descriptor: 16, 24 or 32 bytes, or the
-        same in hex; None without one."""
+    def parquet(self, descriptor: int | None, service: str | None) -> ParquetOpener | None:
+        """What opens encrypted Parquet files: a key from a file descriptor (16, 24 or 32 bytes, or
+        the same in hex) or a key service; None without either."""
+        if descriptor is not None and service is not None:
+            raise UsageError("more than one way to open Parquet files", hint="give one of them")
+        if service is not None:
+            return exec_service(service)
         if descriptor is None:
             return None
         given = self._secret("key of Parquet files", descriptor, "--parquet-key-fd N")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from privft.cli.looking import inspect, verify
+from privft.cli.looking import check_proof, inspect, prove, verify
 from privft.cli.opened import opened_vault, person_recipient
 from privft.cli.recipients import New, made, new_recipient, recipients
 from privft.cli.session import (
@@ -32,16 +32,25 @@ from privft.vault.manifest import Caps, new_charter
 from privft.vault.rotation import check_recipients
 from privft.vault.store import Vault
 
-parquet_option = click.option(
-    "--parquet-key-fd",
-    type=int,
-    help="Key of encrypted Parquet files, as hex or bytes, from this file descriptor.",
-)
+
+def parquet_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What opens encrypted Parquet files."""
+    of_columns = click.option(
+        "--parquet-service",
+        metavar="NAME=COMMAND",
+        help="A key service that unwraps the keys in encrypted Parquet files.",
+    )
+    of_file = click.option(
+        "--parquet-key-fd",
+        type=int,
+        help="Key of encrypted Parquet files, as hex or bytes, from this file descriptor.",
+    )
+    return of_file(of_columns(command))
 
 
 @click.group()
 def vault_command() -> None:
-    """Sealed data: create, add, inspect, verify, rotate, erase, recipients."""
+    """Sealed data: create, add, inspect, verify, prove, rotate, erase, recipients."""
 
 
 @vault_command.command("create")
@@ -82,7 +91,7 @@ def vault_command() -> None:
     "--max-records-per-unit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True
 )
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
-@parquet_option
+@parquet_options
 @acting
 @dry_run
 @click.pass_context
@@ -100,6 +109,7 @@ def create(
     max_records_per_unit: int,
     skip_bad: bool,
     parquet_key_fd: int | None,
+    parquet_service: str | None,
     id_column: str | None,
     who: Acting,
     dry_run: bool,
@@ -113,7 +123,7 @@ def create(
     """Make a vault with a budget of its own, and put rows into it."""
     opened = session(ctx)
     actor = opened.identity(who)
-    parquet_key = opened.parquet_key(parquet_key_fd)
+    parquet = opened.parquet(parquet_key_fd, parquet_service)
     for source in sources:
         if not source.exists():
             raise UsageError(f"there is no file {source}")
@@ -149,7 +159,7 @@ def create(
                     join=join,
                     sources=sources,
                     skip_bad=skip_bad,
-                    parquet_key=parquet_key,
+                    parquet=parquet,
                     progress=progress,
                 )
             budget = f"the budget of {join}" if join else f"a budget of policy {policy.name}"
@@ -171,7 +181,7 @@ def create(
                 join=join,
                 sources=sources,
                 skip_bad=skip_bad,
-                parquet_key=parquet_key,
+                parquet=parquet,
                 progress=progress,
             )
         vault.close()
@@ -184,7 +194,7 @@ def create(
 @click.argument("dataset")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--skip-bad", is_flag=True, help="Leave bad rows out instead of stopping.")
-@parquet_option
+@parquet_options
 @opening
 @dry_run
 @click.pass_context
@@ -194,13 +204,14 @@ def add(
     sources: tuple[Path, ...],
     skip_bad: bool,
     parquet_key_fd: int | None,
+    parquet_service: str | None,
     who: Acting,
     dry_run: bool,
 ) -> None:
     """Put more rows into a vault, all or nothing."""
     opened = session(ctx)
     actor = opened.identity(who)
-    parquet_key = opened.parquet_key(parquet_key_fd)
+    parquet = opened.parquet(parquet_key_fd, parquet_service)
     with opened_vault(opened, dataset, who) as (ledger, vault), _reading_rows() as progress:
         if dry_run:
             expected = dryrun.addition(
@@ -209,7 +220,7 @@ def add(
                 vault,
                 sources,
                 skip_bad=skip_bad,
-                parquet_key=parquet_key,
+                parquet=parquet,
                 progress=progress,
             )
             _tell_intake(expected)
@@ -221,7 +232,7 @@ def add(
             sources,
             actor=actor,
             skip_bad=skip_bad,
-            parquet_key=parquet_key,
+            parquet=parquet,
             progress=progress,
         )
     _tell(summary)
@@ -261,8 +272,10 @@ def _tell(summary: IntakeSummary) -> None:
     if summary.shared_text_units:
         say(
             f"warning: {summary.shared_text_units} units share text with others; the guarantee is "
-            "for one unit, and text that several share is protected less"
+            "for one unit, and text that several share is protected less; for example"
         )
+        for one, two in summary.shared_text_pairs[:10]:
+            say(f"  {one} and {two}")
     say("the plaintext is still where it was; destroy it when nothing else needs it:")
     for source in summary.to_shred:
         say(f"  {source}")
@@ -330,7 +343,7 @@ def erase(
             expected = preview.erasure(vault.state, unit)
             runs = ", ".join(data.past_runs(ledger, dataset)) or "none"
             say(
-                f"1 unit with {expected.records} records would be erased, and a file of "
+                f"1 unit with {expected.records} records would be erased, and files of together "
                 f"{expected.rewritten_bytes} bytes written again without it (private)"
             )
             say(f"past runs that the certificate would name: {runs}")
@@ -339,5 +352,5 @@ def erase(
     say("erased; the certificate says what it cannot promise")
 
 
-for _command in (inspect, verify, recipients):
+for _command in (inspect, verify, prove, check_proof, recipients):
     vault_command.add_command(_command)

@@ -39,6 +39,7 @@ from privft.vault.fields import FieldMap
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps, Intake, Rotation
 from privft.vault.overlap import HashSet
+from privft.vault.parquet import ParquetOpener
 from privft.vault.store import Vault
 from privft.vault.verify import VaultCheck
 from privft.workspace import Workspace, write_private
@@ -89,7 +90,7 @@ def create_vault(
     join: str | None = None,
     sources: Sequence[Path] = (),
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Vault, IntakeSummary | None]:
     """A vault with the records of `sources`, with a budget of its own or that of the data set
@@ -121,7 +122,7 @@ def create_vault(
                 lineage,
                 actor,
                 skip_bad,
-                parquet_key,
+                parquet,
                 progress,
             )
         except BaseException:
@@ -308,13 +309,13 @@ def add_records(
     *,
     actor: Identity,
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> IntakeSummary:
     """Add records, or nothing; overlap with another budget's data is refused."""
     lineage = dataset_entry(ledger, vault.manifest.dataset).body["lineage"]
     summary, met = _take_in(
-        workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet_key, progress
+        workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet, progress
     )
     _complete(workspace, ledger, vault, actor=actor, met=met)
     return summary
@@ -328,7 +329,7 @@ def _take_in(
     lineage: str,
     actor: Identity,
     skip_bad: bool,
-    parquet_key: bytes | None,
+    parquet: ParquetOpener | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[IntakeSummary, bool]:
     """Put records into the vault; also whether others of its lineage hold some of them."""
@@ -347,7 +348,7 @@ def _take_in(
         checkpoint=ledger.checkpoint(),
         who=actor.name,
         skip_bad=skip_bad,
-        parquet_key=parquet_key,
+        parquet=parquet,
         overlap_key=workspace.overlap_key,
         on_overlap=compare,
         progress=progress,

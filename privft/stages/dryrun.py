@@ -20,6 +20,7 @@ from privft.vault import preview
 from privft.vault.index import RECORD_ROW
 from privft.vault.manifest import Charter
 from privft.vault.overlap import HashSet
+from privft.vault.parquet import ParquetOpener
 from privft.vault.state import record_rows
 from privft.vault.store import Vault
 from privft.workspace import Workspace
@@ -36,7 +37,7 @@ def creation(
     join: str | None,
     sources: Sequence[Path],
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     progress: Progress = None,
 ) -> preview.Intake:
     """What `data.create_vault` would put into a new vault; raises what it would raise."""
@@ -50,7 +51,7 @@ def creation(
         np.empty(0, RECORD_ROW),
         sources,
         skip_bad=skip_bad,
-        parquet_key=parquet_key,
+        parquet=parquet,
         overlap_key=workspace.overlap_key,
         on_overlap=_comparing(workspace, ledger, charter.dataset, lineage),
         progress=progress,
@@ -64,7 +65,7 @@ def addition(
     sources: Sequence[Path],
     *,
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     progress: Progress = None,
 ) -> preview.Intake:
     """What `data.add_records` would do; raises what it would raise."""
@@ -76,7 +77,7 @@ def addition(
         record_rows(vault.state),
         sources,
         skip_bad=skip_bad,
-        parquet_key=parquet_key,
+        parquet=parquet,
         overlap_key=workspace.overlap_key,
         on_overlap=_comparing(workspace, ledger, dataset, lineage),
         progress=progress,

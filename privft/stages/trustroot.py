@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
-from privft.report.trust import make_trust
+from privft.report.trust import TrustRoot, make_trust
+from privft.signing import VerifyKey
 
 
 def trust_of(ledger: Ledger, *, days: int) -> bytes:
@@ -21,3 +22,11 @@ def trust_of(ledger: Ledger, *, days: int) -> bytes:
         issued=format_time(now),
         expires=format_time(now + timedelta(days=days)),
     )
+
+
+def vault_signers(trust: TrustRoot) -> dict[str, VerifyKey]:
+    """Who may have signed a vault's manifest or a certificate: everybody who ever was an operator
+    (as `Workspace.signer_keys`); SignatureError when the trust root has expired."""
+    trust.check_current(format_time(datetime.now(UTC)))
+    keys = [person.verify_key for person in trust.ring().people if "operator" in person.roles]
+    return {key.keyid: key for key in keys}

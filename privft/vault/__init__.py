@@ -19,12 +19,15 @@ From the bytes upwards:
     durable.py     the only writes to disk: new files, and the atomic change of the manifest
     state.py       open and commit one version of a vault
     intake.py      source files -> rows -> records, streamed, with line numbers
+    parquet.py     encrypted Parquet -> rows, with a key or through a key service
     duplicates.py  text that several units share, which weakens what one unit's guarantee means
     grouping.py    records -> units, in bounded memory, spilled only under a key that is in memory
+    arrivals.py    what an intake remembers of every record until its commit
     adding.py      add records; a unit that grows gets a new cell under a new key
     rotation.py    new epoch, new recipients, and re-encryption
     preview.py     what a change would do, without writing
     erasure.py     erase units, and the signed certificate of it
+    proofs.py      that a unit is in a version, or is not, for others to check
     verify.py      check a whole vault, with or without its key
     store.py       the front door: create, Vault, inspect
 """

@@ -19,9 +19,8 @@ claim, where the later row loses.
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,20 @@ from numpy.typing import NDArray
 from privft.errors import InputError, UsageError
 from privft.signing import SigningKey, canonical_json, sha256_hex
 from privft.vault import cells
-from privft.vault.duplicates import BANDS, SharedText, Sketcher, record_text, shared_text
+from privft.vault.arrivals import Arrivals, Skipped
+from privft.vault.duplicates import SharedText, record_text, shared_text
 from privft.vault.grouping import MEMORY_BYTES, Grouper
 from privft.vault.index import (
-    RECORD_ROW,
     UNIT_ROW,
     Finder,
     Rows,
     make_row,
     sort_rows,
-    tag_numbers,
 )
 from privft.vault.intake import BadRow, parse_record, source_digest, stream_rows
 from privft.vault.manifest import Charter, Intake, as_named
 from privft.vault.overlap import HashSet, overlap_hash
+from privft.vault.parquet import ParquetOpener
 from privft.vault.segments import SegmentReader, SegmentWriter
 from privft.vault.state import (
     Change,
@@ -58,21 +57,9 @@ from privft.vault.state import (
     writing,
 )
 
-_REPORTED = 20
-_LINE_BITS = 44
-
 Overlap = Callable[[HashSet, HashSet], None]
 """Given the keyed hashes of the units and of the contents that are about to be added; raises to
 refuse them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A row that was left out: where, and a reason without content."""
-
-    source: str
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,56 +81,6 @@ class IntakeSummary:
     to_shred: tuple[str, ...]
 
 
-@dataclass
-class Arrivals:
-    """What is remembered of every new record until the commit: 88 bytes, and 16 a unit."""
-
-    names: list[str] = field(default_factory=list)
-    rows_seen: int = 0
-    table: array[int] = field(default_factory=lambda: array("Q"))
-    numbers: array[int] = field(default_factory=lambda: array("Q"))
-    skipped: int = 0
-    examples: list[Skipped] = field(default_factory=list)
-    units: bytearray = field(default_factory=bytearray)
-    contents: bytearray = field(default_factory=bytearray)
-
-    def hashes_of_units(self) -> HashSet:
-        """The keyed hashes of the ids of all units that came."""
-        return HashSet.of(self.units)
-
-    def hashes_of_contents(self) -> HashSet:
-        """The keyed hashes of all text that came."""
-        return HashSet.of(self.contents)
-
-    def place(self, number: int) -> tuple[str, int]:
-        """Source and line of a number."""
-        if number == 0:
-            return "the vault", 0
-        return self.names[(number >> _LINE_BITS) - 1], number & ((1 << _LINE_BITS) - 1)
-
-    def refuse(self, number: int, reason: str, skip_bad: bool) -> None:
-        """Stop at a bad row, or count it."""
-        source, line = self.place(number)
-        if not skip_bad:
-            raise InputError(
-                f"row {line} of {source}: {reason}; nothing was added",
-                hint="mend the row, or leave bad rows out with --skip-bad",
-            )
-        self.skipped += 1
-        if len(self.examples) < _REPORTED:
-            self.examples.append(Skipped(source=source, line=line, reason=reason))
-
-    def record_rows(self) -> Rows:
-        """The new record rows, in the order in which they came."""
-        width = 4 + BANDS
-        table = np.asarray(self.table, dtype=np.uint64).reshape(-1, width)
-        rows = np.empty(len(table), dtype=RECORD_ROW)
-        for column, name in enumerate(("tag_high", "tag_low", "unit_high", "unit_low")):
-            rows[name] = table[:, column]
-        rows["bands"] = table[:, 4:]
-        return rows
-
-
 def add(
     opened: State,
     sources: Sequence[Path],
@@ -152,7 +89,7 @@ def add(
     checkpoint: str,
     who: str,
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     overlap_key: bytes | None = None,
     on_overlap: Overlap | None = None,
     progress: Callable[[int], None] | None = None,
@@ -180,7 +117,7 @@ def add(
                     arrivals,
                     grouper,
                     skip_bad,
-                    parquet_key,
+                    parquet,
                     overlap_key,
                     progress,
                 )
@@ -192,8 +129,9 @@ def add(
             )
             if on_overlap is not None:
                 on_overlap(arrivals.hashes_of_units(), arrivals.hashes_of_contents())
-            keep = ~np.isin(numbers, np.fromiter(dropped, np.uint64, len(dropped)))
-            kept, numbers = kept[keep], numbers[keep]
+            if dropped:
+                keep = ~np.isin(numbers, np.fromiter(dropped, np.uint64, len(dropped)))
+                kept, numbers = kept[keep], numbers[keep]
             shared = shared_text(kept, numbers)
             facts = state.facts.model_copy(update={"intakes": [*state.facts.intakes, *provenance]})
             change = Change(
@@ -229,18 +167,16 @@ def take(
     arrivals: Arrivals,
     grouper: Grouper | None,
     skip_bad: bool,
-    parquet_key: bytes | None,
+    parquet: ParquetOpener | None,
     overlap_key: bytes | None,
     progress: Callable[[int], None] | None,
 ) -> Provenance:
     """Stream one source into the grouper, or with None only into what is remembered."""
     sha256, size_bytes = source_digest(source)
     arrivals.names.append(source.name)
-    base = len(arrivals.names) << _LINE_BITS
-    sketcher = Sketcher()
-    for row in stream_rows(source, parquet_key=parquet_key):
+    for row in stream_rows(source, parquet=parquet, columns=charter.fields.columns()):
         arrivals.rows_seen += 1
-        number = base | row.line
+        number = arrivals.number(row.line)
         try:
             parsed = parse_record(
                 row,
@@ -255,9 +191,7 @@ def take(
         text = record_text(parsed.record)
         tag = cells.unit_tag(tag_key, parsed.unit)
         own = cells.record_tag(tag_key, parsed.record["id"])
-        arrivals.table.extend((*tag_numbers(own), *tag_numbers(tag)))
-        arrivals.table.extend(sketcher.bands(text).tolist())
-        arrivals.numbers.append(number)
+        arrivals.take(number, own, tag, text)
         if grouper is not None:
             grouper.add(tag, number, parsed.unit, cells.encode_record(parsed.record))
         elif overlap_key is not None:
@@ -275,11 +209,12 @@ def refuse_taken(
     old: Rows, arrivals: Arrivals, skip_bad: bool
 ) -> tuple[Rows, NDArray[np.uint64], set[int]]:
     """All record rows sorted by tag, with their numbers (0 = old), and the numbers to drop."""
-    rows = np.concatenate([old, arrivals.record_rows()])
-    numbers = np.concatenate(
-        [np.zeros(len(old), np.uint64), np.asarray(arrivals.numbers, dtype=np.uint64)]
-    )
-    order = np.lexsort((numbers, rows["tag_low"], rows["tag_high"]))
+    rows, numbers = arrivals.hand_over()
+    if len(old):
+        rows = np.concatenate([old, rows])
+        numbers = np.concatenate([np.zeros(len(old), np.uint64), numbers])
+    # stable: of rows with one tag the older comes first
+    order = np.lexsort((rows["tag_low"], rows["tag_high"]))
     rows, numbers = rows[order], numbers[order]
     same = (rows["tag_high"][1:] == rows["tag_high"][:-1]) & (
         rows["tag_low"][1:] == rows["tag_low"][:-1]

@@ -35,6 +35,7 @@ TAG_BYTES = 16
 _DOMAIN = b"privft-cell-v1"
 _LENGTH_BYTES = 4
 _decode = json.JSONDecoder().decode
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,6 @@ def encode_record(record: Mapping[str, Any]) -> bytes:
 def encode_body(unit: str, records: Sequence[bytes]) -> bytes:
     """The body of a cell, from encoded records."""
     return b'{"records":[' + b",".join(records) + b'],"unit":' + _json(unit).encode() + b"}"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def seal_cell(key: bytes, lineage: bytes, tag: bytes, body: bytes) -> bytes:

@@ -2,8 +2,9 @@
 
 What happens, in one atomic change: the unit's row (with its key) and its records' rows leave the
 index; a new epoch key seals the new index; the old index, sealed under the old epoch key, is
-removed together with the old manifest, which held the only wraps of that key in this vault; the
-segment file that held the cell is rewritten without it, so that not even its sealed bytes stay.
+removed together with the old manifest, which held the only wraps of that key in this vault; every
+segment file with bytes of no live cell is rewritten without them, so that not even the sealed
+bytes stay, those of the unit's earlier cells included (a unit that grew left some in older files).
 
 The certificate is a DSSE envelope of type PAYLOAD_TYPE over canonical JSON:
 
@@ -16,17 +17,21 @@ The certificate is a DSSE envelope of type PAYLOAD_TYPE over canonical JSON:
 `runs` names the past runs whose data may have contained the unit: every run of the lineage, since
 which units a run drew is stored nowhere, on purpose.
 
-The commitment is HMAC-SHA-256(erasure key, unit id), with a key from the vault's secret: who has
-the vault and the id can show that this certificate is about this person; nobody else learns who.
-The ledger's entry carries the same commitment, and the digest of the certificate.
+The commitment is SHA-256("privft-erasure-v1" || lineage || unit tag), and the tag is a hash of the
+unit id under a key from the vault's secret (`privft.vault.cells`): who has the vault and the id can
+show that this certificate is about this person; nobody else learns who.  The ledger's entry carries
+the same commitment, and the digest of the certificate.
 
-That the unit is in no later version can be shown: `index.prove` gives, for the root in a signed
-manifest, two neighbouring leaves with the absent tag between them.
+That the unit is in no later version can be shown to whoever holds the certificate
+(`privft.vault.proofs`): two neighbouring leaves under the root of a later signed manifest, with the
+tag that the commitment is to between them.
+
+Worked example: for lineage 00 .. 0f and tag 10 .. 1f the commitment is
+cc3aa50eaa6197daba6f35797dbd22bda10430ada13cab7b0a5ab4c6763a7747
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,12 +48,13 @@ from privft.signing import (
     dsse_open,
     dsse_sign,
     parse_canonical,
+    sha256_hex,
 )
 from privft.vault import cells, manifest
 from privft.vault.index import Rows, find, tag_numbers
 from privft.vault.manifest import Manifest
-from privft.vault.rotation import compact
-from privft.vault.state import Change, Facts, State, commit, derive, record_rows, tidy, writing
+from privft.vault.rotation import compact, with_dead_bytes
+from privft.vault.state import Change, State, commit, record_rows, tidy, writing
 
 PAYLOAD_TYPE = "application/vnd.privft.erasure-certificate+json"
 CANNOT_PROMISE = [
@@ -73,9 +79,9 @@ class Erasure:
     commitment: str
 
 
-def commitment(facts: Facts, unit: str) -> str:
-    """The keyed commitment to a unit id, 64 hex digits."""
-    return hmac.digest(derive(facts, "vault:erasure"), unit.encode(), "sha256").hex()
+def commitment(lineage: bytes, tag: bytes) -> str:
+    """The keyed commitment to the unit of this tag in the vault of this lineage, 64 hex digits."""
+    return sha256_hex(b"privft-erasure-v1" + lineage + tag)
 
 
 def erase(
@@ -91,7 +97,7 @@ def erase(
     """Erase one unit; `runs` names the past runs whose data may have contained it.
 
     Guarantees: afterwards no file in the vault's folder holds the unit's key under any epoch key
-    that can still be unwrapped there, nor (with `compacting`) its sealed cell.
+    that can still be unwrapped there, nor (with `compacting`) any cell that it ever had.
     """
     with writing(opened) as state:
         tag = cells.unit_tag(state.tag_key, unit)
@@ -100,12 +106,11 @@ def erase(
             raise InputError(
                 "no such unit in the vault", hint="the id must be as in the source, to the letter"
             )
-        touched = {int(state.rows[place]["segment"])}
         rows = np.delete(state.rows, place)
         records = record_rows(state)
         facts = state.facts.model_copy(update={"erased": state.facts.erased + 1})
         cause = manifest.Erasure(
-            commitment=commitment(state.facts, unit),
+            commitment=commitment(state.lineage, tag),
             root_before=state.manifest.root,
             compacted=compacting,
             runs=list(runs),
@@ -114,7 +119,7 @@ def erase(
         try:
             segments = state.manifest.segments
             if compacting:
-                rows, segments = compact(state, rows, touched)
+                rows, segments = compact(state, rows, with_dead_bytes(state, rows))
             new = commit(
                 state.manifest,
                 state.path,

@@ -60,6 +60,11 @@ class FieldMap(Value):
         keys = ("text", "prompt", "completion", "messages", "label")
         return {key: column for key in keys if (column := getattr(self, key)) is not None}
 
+    def columns(self) -> list[str]:
+        """Every column that is read."""
+        others = (self.subject, self.id)
+        return [*self.content().values(), *(column for column in others if column is not None)]
+
     @property
     def form(self) -> Form:
         """Which of the four forms records have."""

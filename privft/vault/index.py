@@ -27,8 +27,11 @@ The tree (RFC 6962 hashes, `privft.budget.translog`) is what the signed manifest
 
 Sorted leaves make two things provable by a path of about log2(n) hashes: that a unit is in the
 vault, and that it is not (two neighbours with the absent tag between them; the blank ends give
-every tag two neighbours).  And "no unit twice" can be read off the leaves.  Positions in such a
-proof betray about how many units there are, so proofs are private, and the root is not.
+every tag two neighbours).  And "no unit twice" can be read off the leaves.  The root does not say
+how large the tree is, and need not: that two leaves are neighbours follows from the turns of their
+paths (one always right, the other always left, until they meet), whatever size is claimed.
+Positions in such a proof betray about how many units there are, so proofs are private, and the root
+is not.
 
 Worked example: a unit row of tag 00 .. 0f, key 20 .. 3f, in file 0 at offset 32 with 426 bytes is
     000102030405060708090a0b0c0d0e0f | 2021 .. 3e3f | 00000000 | 0000000000000020 | 000001aa | hash
@@ -79,6 +82,7 @@ RECORD_ROW = np.dtype(
         ("bands", ">u8", (4,)),
     ]
 )
+_LEAF = np.dtype([(name, UNIT_ROW[name]) for name in ("tag_high", "tag_low", "hash")])
 _OPEN_FIELDS = ["tag_high", "tag_low", "key", "segment", "offset", "length"]
 OPEN_ROW = np.dtype([(name, UNIT_ROW[name].newbyteorder("=")) for name in _OPEN_FIELDS])
 """A unit row in memory without its hash: 64 bytes."""
@@ -260,8 +264,14 @@ def sort_rows(rows: Rows) -> Rows:
 def leaves(rows: Rows) -> Iterator[bytes]:
     """The leaves of the tree: one for each row (dtype UNIT_ROW), and the two blank ends."""
     yield _blank(b"\x00")
-    for row in rows:
-        yield tag_of(row) + row["hash"].tobytes()
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[start : start + _ROWS_AT_ONCE]
+        table = np.empty(len(part), dtype=_LEAF)
+        for name in _LEAF.names or ():
+            table[name] = part[name]
+        data = table.tobytes()
+        for offset in range(0, len(data), _LEAF.itemsize):
+            yield data[offset : offset + _LEAF.itemsize]
     yield _blank(b"\xff")
 
 

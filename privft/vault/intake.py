@@ -1,14 +1,13 @@
 """Source files -> rows -> records: streamed, validated, and reported by line, never by content.
 
-Sources are JSON Lines and CSV (plain or gzip), Parquet files, and folders saved by `datasets`.
-Parquet may be under Parquet modular encryption with one key for the whole file (what pyarrow calls
-uniform), read by pyarrow itself; files with a key for each column are not read.
-Parquet and saved folders are read through `datasets` in streaming mode, which keeps nothing: its
-Arrow caches, which hold every row in the clear, are never made.  (It does make empty lock files;
-they go to a folder of their own that is removed.)  JSON Lines and CSV are read here as bytes, line
-by line, so that a bad line has its number, bytes that are not UTF-8 spoil one row and not the file
-(the text reader of datasets 5.2 ignores `encoding` for gzip), a line without an end cannot fill
-the memory, and no type is guessed: a CSV subject "007" stays "007".
+Sources are JSON Lines and CSV (plain or gzip), Parquet files, which may be encrypted
+(`privft.vault.parquet`), and folders saved by `datasets`.  Parquet and saved folders are read
+through `datasets` in streaming mode, which keeps nothing: its Arrow caches, which hold every row in
+the clear, are never made.  (It does make empty lock files; they go to a folder of their own that is
+removed.)  JSON Lines and CSV are read here as bytes, line by line, so that a bad line has its
+number, bytes that are not UTF-8 spoil one row and not the file (the text reader of datasets 5.2
+ignores `encoding` for gzip), a line without an end cannot fill the memory, and no type is guessed:
+a CSV subject "007" stays "007".
 
 What makes a row bad: it is not JSON, not UTF-8, or has too few or too many columns; a column is
 missing, empty, of the wrong type, or longer than the cap.  The reasons are fixed phrases and names
@@ -17,8 +16,9 @@ libraries, which do quote what they stumble over, are never passed on.
 
 Worked example: fields = FieldMap(text="note", subject="patient"), unit = subject; the line
     {"patient": "p-17", "note": "Stable."}
-becomes unit "p-17" with the record {"id": "9f86d081884c7d65-1", "text": "Stable."}, where the id is
-16 hex digits of the file's SHA-256, and the line number.
+(with a line feed after it) becomes unit "p-17" with the record
+    {"id": "b07341621354560e-1", "text": "Stable."}
+where the id is 16 hex digits of the file's SHA-256, and the line number.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ import json
 import logging
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privft.errors import InputError
+from privft.errors import InputError, PrivftError
 from privft.vault.fields import FieldMap
 from privft.vault.manifest import Caps
+from privft.vault.parquet import MAGIC, ParquetOpener, encrypted_rows
 
 _CHUNK_BYTES = 1 << 20
-_ROWS_AT_ONCE = 256
-_ENCRYPTED_MAGIC = b"PARE"
 _MAX_LINE_BYTES = 64 << 20
 _MAX_FIELD_CHARACTERS = 16 << 20
 _MAX_ID_BYTES = 512
@@ -113,10 +112,12 @@ def source_digest(source: Path) -> tuple[str, int]:
     return digest.hexdigest(), total
 
 
-def stream_rows(source: Path, *, parquet_key: bytes | None = None) -> Iterator[Row]:
+def stream_rows(
+    source: Path, *, parquet: ParquetOpener | None = None, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
     """The rows of one source, in order, in bounded memory and with no cache on disk.
 
-    parquet_key: what encrypted Parquet files were encrypted under, 16, 24 or 32 bytes.
+    parquet: what opens encrypted Parquet files; of them only `columns` are read (None: all).
     """
     kind = format_of(source)
     if kind == "jsonl":
@@ -124,7 +125,7 @@ def stream_rows(source: Path, *, parquet_key: bytes | None = None) -> Iterator[R
     elif kind == "csv":
         yield from _csv_rows(_lines(source), source.name)
     else:
-        yield from _table_rows(source, kind, parquet_key)
+        yield from _table_rows(source, kind, parquet, columns)
 
 
 def parse_record(
@@ -166,7 +167,7 @@ def parse_record(
 def _identifier(columns: Mapping[str, Any], column: str) -> str:
     value = columns.get(column)
     if type(value) is int:
-        return str(value)
+        value = str(value)
     if value is None or value == "":
         raise BadRow(f"column {column!r} is missing or empty")
     if not isinstance(value, str):
@@ -263,46 +264,43 @@ def _lines(source: Path) -> Iterator[str]:
     raise _unreadable(source, failure)
 
 
-def _table_rows(source: Path, kind: str, parquet_key: bytes | None) -> Iterator[Row]:
-    if kind == "parquet" and parquet_key is not None:
-        rows = _encrypted(source, parquet_key)
+def _table_rows(
+    source: Path, kind: str, parquet: ParquetOpener | None, columns: Sequence[str] | None
+) -> Iterator[Row]:
+    if kind == "parquet" and parquet is not None:
+        rows = _encrypted(source, parquet, columns)
     else:
-        if kind == "parquet" and _first_bytes(source) == _ENCRYPTED_MAGIC:
+        if kind == "parquet" and _first_bytes(source) == MAGIC:
             raise InputError(
-                f"{source.name} is an encrypted Parquet file", hint="--parquet-key-fd N"
+                f"{source.name} is an encrypted Parquet file",
+                hint="--parquet-key-fd N, or --parquet-service NAME=COMMAND",
             )
         rows = _stream(kind, source)
-    for number, columns in enumerate(rows, start=1):
-        yield Row(line=number, columns=columns)
+    for number, found in enumerate(rows, start=1):
+        yield Row(line=number, columns=found)
 
 
 def _first_bytes(source: Path) -> bytes:
     with source.open("rb") as file:
-        return file.read(len(_ENCRYPTED_MAGIC))
+        return file.read(len(MAGIC))
 
 
-def _encrypted(source: Path, key: bytes) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Parquet file under Parquet modular encryption with one key for all of it.
-
-    `datasets` has no way to pass a key on, so this is pyarrow's own reader, in batches.
-    """
-    import pyarrow.parquet
-    import pyarrow.parquet.encryption
-
+def _encrypted(
+    source: Path, parquet: ParquetOpener, columns: Sequence[str] | None
+) -> Iterator[Mapping[str, Any]]:
     failure = ""
     try:
-        properties = pyarrow.parquet.encryption.create_decryption_properties(
-            key, allow_plaintext_files=True
-        )
-        with pyarrow.parquet.ParquetFile(source, decryption_properties=properties) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                yield from batch.to_pylist()
-    except MemoryError:
+        yield from encrypted_rows(source, parquet, columns)
+    except (MemoryError, PrivftError):
         raise
     except Exception as error:
         failure = type(error).__name__
     if failure:
-        raise _unreadable(source, failure)
+        raise InputError(
+            f"{source.name} cannot be read: {failure}",
+            hint="another key, or an altered file; where columns have keys of their own, a key "
+            "service opens it: --parquet-service NAME=COMMAND",
+        )
 
 
 def _stream(kind: str, source: Path) -> Iterator[Mapping[str, Any]]:
@@ -335,7 +333,8 @@ def _stream(kind: str, source: Path) -> Iterator[Mapping[str, Any]]:
 def _unreadable(source: Path, failure: str) -> InputError:
     return InputError(
         f"{source.name} cannot be read: {failure}",
-        hint="check that the file is whole and of the format that its name says",
+        hint="check that the file is whole and of the format that its name says; Parquet may be "
+        "encrypted: --parquet-key-fd N, or --parquet-service NAME=COMMAND",
     )
 
 

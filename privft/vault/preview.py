@@ -15,10 +15,13 @@ import numpy as np
 
 from privft.errors import InputError
 from privft.vault import cells
-from privft.vault.adding import Arrivals, Overlap, refuse_taken, take
+from privft.vault.adding import Overlap, refuse_taken, take
+from privft.vault.arrivals import Arrivals
 from privft.vault.erasure import of_unit
 from privft.vault.index import Rows, find
 from privft.vault.manifest import Charter
+from privft.vault.parquet import ParquetOpener
+from privft.vault.rotation import with_dead_bytes
 from privft.vault.state import State, record_rows
 
 
@@ -34,7 +37,7 @@ class Intake:
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """What an erasure would do: records that go, and bytes of the file that is written again."""
+    """What an erasure would do: records that go, and bytes of the files that are written again."""
 
     records: int
     rewritten_bytes: int
@@ -47,7 +50,7 @@ def intake(
     sources: Sequence[Path],
     *,
     skip_bad: bool = False,
-    parquet_key: bytes | None = None,
+    parquet: ParquetOpener | None = None,
     overlap_key: bytes | None = None,
     on_overlap: Overlap | None = None,
     progress: Callable[[int], None] | None = None,
@@ -64,7 +67,7 @@ def intake(
             arrivals,
             None,
             skip_bad,
-            parquet_key,
+            parquet,
             overlap_key,
             progress,
         )
@@ -104,8 +107,8 @@ def erasure(state: State, unit: str) -> Erasure:
         raise InputError(
             "no such unit in the vault", hint="the id must be as in the source, to the letter"
         )
-    touched = int(state.rows[place]["segment"])
+    touched = with_dead_bytes(state, np.delete(state.rows, place))
     return Erasure(
         records=int(of_unit(record_rows(state), tag).sum()),
-        rewritten_bytes=state.manifest.segments[touched].size_bytes,
+        rewritten_bytes=sum(state.manifest.segments[number].size_bytes for number in touched),
     )

@@ -24,7 +24,7 @@ from privft.vault import cells
 from privft.vault.index import UNIT_ROW, Rows, tag_of
 from privft.vault.keys import Recipient
 from privft.vault.manifest import NamedFile, Rotation, as_named
-from privft.vault.segments import SegmentReader, SegmentWriter
+from privft.vault.segments import HEADER_BYTES, SegmentReader, SegmentWriter
 from privft.vault.state import Change, State, commit, record_rows, tidy, writing
 
 Layout = tuple[Rows, list[NamedFile]]
@@ -109,7 +109,7 @@ def with_dead_bytes(state: State, rows: Rows) -> set[int]:
     return {
         number
         for number, file in enumerate(state.manifest.segments)
-        if file.size_bytes > int(live[number]) + 32
+        if file.size_bytes > int(live[number]) + HEADER_BYTES
     }
 
 

@@ -8,9 +8,9 @@ Worked example: two cells of 426 bytes make a file of 32 + 852 bytes; their plac
 the file, offset, length), are (0, 32, 426) and (0, 458, 426).
 
 Where a cell begins and ends, and under which key, is only in the sealed index.  A file ends at
-256 MiB at the latest (or after one cell that is larger), which bounds what erasing one unit has to
-rewrite.  A cell that is no longer in the index is dead: it cannot be opened, since its key is gone,
-and compaction drops its bytes.
+256 MiB at the latest (or after one cell that is larger), so that what an erasure has to write again
+are single files and not the vault.  A cell that is no longer in the index is dead: it cannot be
+opened, since its key is gone, and compaction drops its bytes.
 
 Reading uses `pread` at the place that the index names: a batch costs as many reads as it has
 units, however large the vault is.

@@ -7,17 +7,21 @@ Later epochs are wrapped to the public half and need the service not at all.
 
 The exec protocol: one program, one JSON object on stdin, one on stdout.
 
-    -> {"context": hex, "data": hex, "operation": "wrap" | "unwrap", "version": 1}
+    -> {"context": hex, "data": hex, "operation": "wrap" | "unwrap" | "unwrap-parquet",
+        "version": 1}
     <- {"data": hex}
 
     exit status 0   done
     exit status 3   this key does not unwrap this (another recipient's may be tried)
     anything else   failed
 
-`data` is 32 bytes to wrap, or what `wrap` gave (at most 8,192 bytes) to unwrap.  `context` is to be
+`data` is 32 bytes to wrap, or what `wrap` gave (at most 8,192 bytes) to unwrap. `context` is to be
 bound to the wrapped data where the service can (associated data, encryption context): it is
-"privft-vault-service-v1" || public key.  Secrets pass through pipes only, never through arguments
-or the environment.  What the program writes to stderr goes to the operator's terminal.
+"privft-vault-service-v1" || public key.  To `unwrap-parquet`, `data` is a wrapped key as an
+encrypted Parquet file has it (text, often base64), and `context` the name of its master key, in
+UTF-8 (`privft.vault.parquet`); a program that only serves vaults need not know it.  Secrets pass
+through pipes only, never through arguments or the environment.  What the program writes to stderr
+goes to the operator's terminal.
 
 Worked example: tests/vault/example_service.py speaks the protocol to a stand-in whose key is a
 file; a program for Vault, OpenBao or a cloud's key service is the same with one HTTP call in place
@@ -116,6 +120,10 @@ class ExecService:
     def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         """See `KeyService`."""
         return self._ask("unwrap", wrapped, context)
+
+    def unwrap_parquet(self, wrapped: bytes, master_key: str) -> bytes:
+        """See `privft.vault.parquet.ParquetService`."""
+        return self._ask("unwrap-parquet", wrapped, master_key.encode())
 
     def _ask(self, operation: str, data: bytes, context: bytes) -> bytes:
         question = {

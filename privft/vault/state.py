@@ -11,8 +11,9 @@ canonical JSON at the front of the sealed index:
     {"erased": 0, "format": "privft-facts-v1", "intakes": [...], "records": 3, "secret": 64 hex
      digits, "units": 2}
 
-The secret is made at creation and survives rotation; from it come, by HMAC-SHA-256 with the
-purpose as the message, the tag key, the erasure key and every `subkey`.
+The secret is made at creation and survives rotation.  From it come keys, each
+HMAC-SHA-256(secret, "privft-vault-subkey-v1" || purpose): the tag key, of purpose "vault:tag", and
+what `Vault.subkey` gives, of purpose "use:" and the name that was asked for.
 """
 
 from __future__ import annotations

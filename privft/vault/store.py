@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 
 from privft.errors import UsageError
 from privft.signing import SigningKey, VerifyKey, sha256_hex
-from privft.vault import adding, durable, erasure, rotation, verify
+from privft.vault import adding, durable, erasure, proofs, rotation, verify
 from privft.vault.adding import IntakeSummary
 from privft.vault.cells import UnitRecords, unit_tag
 from privft.vault.duplicates import record_text
 from privft.vault.erasure import Erasure
 from privft.vault.fields import FieldMap
-from privft.vault.index import RECORD_ROW, UNIT_ROW, Proof, find, prove
+from privft.vault.index import RECORD_ROW, UNIT_ROW, find
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import (
     Caps,
@@ -44,6 +44,7 @@ from privft.vault.manifest import (
     unsigned_manifest,
 )
 from privft.vault.overlap import HashSet, overlap_hash
+from privft.vault.parquet import ParquetOpener
 from privft.vault.segments import SegmentReader
 from privft.vault.state import (
     Change,
@@ -54,7 +55,6 @@ from privft.vault.state import (
     load,
     locked,
     read_cells,
-    read_version,
 )
 
 _OURS = ("cells-", "index-", "records-", "spill-", "manifest.json.new")
@@ -298,14 +298,14 @@ class Vault:
                 found += overlap_hash(overlap_key, "content", record_text(record))
         return HashSet.of(found)
 
-    def proof(self, unit: str) -> Proof:
-        """Proof that the unit is, or is not, under `manifest_root` (`index.verify_proof`)."""
-        state = read_version(self.path, self.manifest, self._state.epoch_key, hashes=True)
-        return prove(state.rows, unit_tag(state.tag_key, unit))
+    def prove(self, unit: str) -> bytes:
+        """A document that shows whether the unit is in this version; see `privft.vault.proofs`."""
+        return proofs.prove_unit(self._state, unit)
 
     def commitment(self, unit: str) -> str:
         """The keyed commitment by which certificates and ledger name an erased unit."""
-        return erasure.commitment(self._state.facts, unit)
+        state = self._state
+        return erasure.commitment(state.lineage, unit_tag(state.tag_key, unit))
 
     def verify(self) -> verify.VaultCheck:
         """Check every file and cell of this version."""
@@ -333,7 +333,7 @@ class Vault:
         checkpoint: str,
         who: str,
         skip_bad: bool = False,
-        parquet_key: bytes | None = None,
+        parquet: ParquetOpener | None = None,
         overlap_key: bytes | None = None,
         on_overlap: adding.Overlap | None = None,
         progress: Callable[[int], None] | None = None,
@@ -346,7 +346,7 @@ class Vault:
             checkpoint=checkpoint,
             who=who,
             skip_bad=skip_bad,
-            parquet_key=parquet_key,
+            parquet=parquet,
             overlap_key=overlap_key,
             on_overlap=on_overlap,
             progress=progress,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.stages.world import NOTES, SIZE, World, base, note_rows
+from tests.vault.columnkeys import write_columns
 from tests.vault.softhsm import PIN, new_token
 from tests.vault.test_services import PROGRAM
 
@@ -118,6 +119,24 @@ def test_encrypted_parquet_is_taken_with_its_key_from_a_descriptor(
         hexed = descriptor(key.hex().encode())
         done = world.privft(*add, "--parquet-key-fd", hexed, *words)
         assert f"{rows.num_rows} records" in done.err
+
+
+def test_parquet_with_keys_of_its_columns_is_taken_through_a_key_service(
+    world: World, tmp_path: Path
+) -> None:
+    rows = note_rows(patients=3, seed=7)
+    columns = {name: [row[name] for row in rows] for name in ("patient", "id", "note")}
+    keys = {f"of-{name}": [name] for name in columns}
+    path = write_columns(tmp_path / "sealed.parquet", columns, keys)
+    add = ("vault", "add", "notes", path)
+    assert "--parquet-service" in world.privft(*add, code=2).err
+    both = ("--parquet-service", service(tmp_path), "--parquet-key-fd", "9")
+    assert "more than one way" in world.privft(*add, *both, code=2).err
+    another = service(tmp_path, bytes(31) + b"\1")
+    assert "does not know" in world.privft(*add, "--parquet-service", another, code=1).err
+    for words in (("--dry-run",), ()):
+        done = world.privft(*add, "--parquet-service", service(tmp_path), *words)
+        assert f"{len(rows)} records" in done.err
 
 
 def test_a_person_sees_what_a_vault_is(world: World) -> None:

@@ -36,6 +36,7 @@ from privft.vault.keys import (
     wrap_context,
 )
 from privft.vault.manifest import Caps, NamedFile, open_manifest, parse_payload, unsigned_manifest
+from privft.vault.proofs import check
 from privft.vault.services import exec_service, parse_answer
 from privft.vault.state import parse_facts
 from privft.vault.tokens import parse_uri
@@ -96,6 +97,7 @@ def examples() -> dict[str, list[bytes]]:
         "facts": [facts],
         "index": [len(facts).to_bytes(4, "big") + facts + units.tobytes()],
         "certificate": [canonical_json(erased.envelope)],
+        "proof": [vault.prove("p0"), vault.prove("p1")],
         "wrap": [canonical_json(wrapped.model_dump()) for wrapped in manifest.recipients],
     }
 
@@ -220,6 +222,9 @@ TARGETS: dict[str, Target] = {
         parse=lambda data: open_certificate(json.loads(data), TRUSTED),
         seeds=lambda: examples()["certificate"],
         refusals=(PrivftError, json.JSONDecodeError, UnicodeDecodeError, RecursionError),
+    ),
+    "unit-proof": Target(
+        parse=lambda data: check(data, TRUSTED), seeds=lambda: examples()["proof"]
     ),
     "jsonl": Target(parse=source(".jsonl", PLAIN), seeds=lambda: JSON_ROWS),
     "jsonl-chat": Target(parse=source(".jsonl", TALK), seeds=lambda: CHAT),

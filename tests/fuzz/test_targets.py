@@ -13,7 +13,7 @@ from tests.fuzz.targets import TARGETS, Target
 
 TAKEN = {  # whose first seed is a sound text of its kind
     *("floe", "cell", "cell-body", "index", "records", "facts", "manifest", "manifest-unsigned"),
-    *("manifest-payload", "certificate", "jsonl", "jsonl-chat", "csv", "gzip"),
+    *("manifest-payload", "certificate", "unit-proof", "jsonl", "jsonl-chat", "csv", "gzip"),
     *("service-answer", "service-name", "token-uri"),
 }
 

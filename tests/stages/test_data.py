@@ -13,7 +13,16 @@ import pytest
 from privft.budget.ledger import Ledger
 from privft.stages import data
 from privft.workspace import opener_of
-from tests.stages.world import NOTES, SIZE, World, base, note_rows, released, write_rows
+from tests.stages.world import (
+    NOTES,
+    SIZE,
+    World,
+    base,
+    note_rows,
+    privft,
+    released,
+    write_rows,
+)
 
 
 class Killed(BaseException):
@@ -124,6 +133,35 @@ def test_an_erased_unit_is_out_of_the_vault_and_its_certificate_names_nobody(wor
     assert kept.name == f"erasure-{entry.body['commitment'][:16]}.json"
     again = world.privft(*erased(world), code=2)
     assert "p0-3" not in again.err
+
+
+def test_an_outsider_sees_that_an_erased_unit_is_in_no_later_version(
+    world: World, tmp_path: Path
+) -> None:
+    unit = world.folder / "unit"
+    unit.write_text("p0-3\n")
+    prove = ("vault", "prove", "notes", "--unit-file", unit)
+    certificate, proof = tmp_path / "certificate.json", tmp_path / "proof.json"
+    proof.write_text(world.privft(*prove).out)
+    assert "a unit is in version 2 of notes" in world.privft("vault", "check-proof", proof).out
+    certificate.write_text(world.privft(*erased(world)).out)
+    world.privft("vault", "rotate", "notes")
+    (tmp_path / "trust.json").write_text(world.privft("ledger", "trust").out)
+    check = (
+        *("vault", "check-proof", proof, "--certificate", certificate),
+        *("--trust", tmp_path / "trust.json"),
+    )
+    assert "before the erasure" in privft(*check, code=13).err
+    done = world.privft(*prove)
+    assert "p0-3" not in done.out + done.err
+    proof.write_text(done.out)
+    assert "the unit that the certificate says was erased is not in version 4" in privft(*check).out
+    facts = privft(*check, "--json").json
+    assert (facts["present"], facts["certificate"], facts["sequence"]) == (False, True, 4)
+    (tmp_path / "trust.json").write_text("{}")
+    assert "not a trust root" in privft(*check, code=13).err
+    certificate.write_text("[")
+    assert "no envelope" in world.privft(*check[:-2], code=13).err
 
 
 def test_a_recipient_who_was_added_opens_the_vault_and_one_removed_does_not(world: World) -> None:

@@ -1,9 +1,10 @@
 """A key service for the exec protocol, as a stand-in for Vault, OpenBao or a cloud's key service.
 
-Its "service" is one AES key in a file, named as the only argument.  A real one replaces the two
+Its "service" is one AES key in a file, named as the only argument.  A real one replaces the
 marked lines by calls to its service (for example Vault's transit/encrypt and transit/decrypt).
 """
 
+import base64
 import json
 import os
 import sys
@@ -19,6 +20,8 @@ if question["operation"] == "wrap":
     nonce = os.urandom(12)
     answer = nonce + service.encrypt(nonce, data, context)  # the service's call
 else:
+    if question["operation"] == "unwrap-parquet":
+        data = base64.b64decode(data)  # as whoever wrote the file had it wrapped
     try:
         answer = service.decrypt(data[:12], data[12:], context)  # the service's call
     except InvalidTag:

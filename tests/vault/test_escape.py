@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARKS = ["Zanzibar-4471", "MRN-990017", "xylophonist"]
 
 CHILD = """
-import json, pathlib, sys
+import gzip, json, pathlib, shutil, sys
 import pyarrow, pyarrow.parquet
 from tests.vault.builders import FIELDS, SIGNED, new_vault, opener, reopen, TRUSTED
 world = pathlib.Path(sys.argv[1])
@@ -46,13 +46,28 @@ from pyarrow.parquet.encryption import create_encryption_properties
 sealed = create_encryption_properties(bytes(range(16)))
 table = pyarrow.Table.from_pylist(json.loads(json.dumps(items[:50]).replace("MRN", "QRN")))
 pyarrow.parquet.write_table(table, world / "sealed.parquet", encryption_properties=sealed)
-sources = [world / name for name in ("in.parquet", "in.jsonl", "in.csv", "sealed.parquet")]
+import datasets
+from tests.vault.columnkeys import reader, write_columns
+datasets.disable_progress_bars()
+def renamed(name):
+    return json.loads(json.dumps(items[:20]).replace("MRN", name))
+with gzip.open(world / "in.csv.gz", "wt") as file:
+    file.write("id,patient,note\\n")
+    file.writelines(f'{i["id"]},{i["patient"]},{i["note"]}\\n' for i in renamed("GRN"))
+datasets.Dataset.from_list(renamed("SRN")).save_to_disk(world / "saved")
+sources = [world / name for name in ("in.parquet", "in.jsonl", "in.csv", "in.csv.gz", "saved")]
 from privft.vault import adding
 adding.Grouper.__init__.__kwdefaults__["memory_bytes"] = 1000
 adding.add.__kwdefaults__["memory_bytes"] = 1000
-vault.add(sources, who="ada", parquet_key=bytes(range(16)), **SIGNED)
+vault.add(sources, who="ada", **SIGNED)
+sources.append(world / "sealed.parquet")
+vault.add(sources[-1:], who="ada", parquet=bytes(range(16)), **SIGNED)
+table = pyarrow.Table.from_pylist(renamed("CRN"))
+columns = {name: table[name].to_pylist() for name in table.column_names}
+sources.append(write_columns(world / "columns.parquet", columns, {"k": ["note"], "l": ["id"]}))
+vault.add(sources[-1:], who="ada", parquet=reader(world), **SIGNED)
 for source in sources:
-    source.unlink()
+    shutil.rmtree(source) if source.is_dir() else source.unlink()
 assert "Zanzibar" in str([unit.records for unit in vault])
 vault.verify()
 vault.rotate(**SIGNED, reencrypt=True)

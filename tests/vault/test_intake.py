@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privft.errors import InputError, UsageError
+from privft.errors import InputError, NotForThisKey, PrivftError, UsageError
 from privft.vault.fields import FieldMap
 from privft.vault.intake import BadRow, Row, format_of, parse_record, source_digest, stream_rows
 from privft.vault.manifest import Caps
+from privft.vault.services import ExecService
+from tests.vault.columnkeys import reader, write_columns
 
 MARK = "Marker-7f3a"
 FIELDS = FieldMap(text="note", subject="patient")
@@ -99,7 +103,7 @@ def test_encrypted_parquet(tmp_path: Path, plaintext_footer: bool) -> None:
     pyarrow.parquet.write_table(table, plain)
     assert MARK.encode() not in path.read_bytes()
     for source in (path, plain):  # with a key at hand, a file that needs none is read too
-        rows = list(stream_rows(source, parquet_key=PARQUET_KEY))
+        rows = list(stream_rows(source, parquet=PARQUET_KEY))
         assert [(row.line, row.columns["note"]) for row in rows] == [
             (number + 1, f"{MARK} {number}") for number in range(count)
         ]
@@ -113,9 +117,66 @@ def test_encrypted_parquet(tmp_path: Path, plaintext_footer: bool) -> None:
     ):
         path.write_bytes(data)
         with pytest.raises(InputError) as caught:
-            list(stream_rows(path, parquet_key=key))
+            list(stream_rows(path, parquet=key))
         assert MARK not in str(caught.value)
         assert PARQUET_KEY.hex() not in str(caught.value)
+
+
+@pytest.mark.parametrize("plaintext_footer", [False, True])
+@pytest.mark.parametrize("double_wrapping", [False, True])
+def test_parquet_with_keys_of_its_columns(
+    tmp_path: Path, plaintext_footer: bool, double_wrapping: bool
+) -> None:
+    """A service unwraps them; the column that nobody asks for may lie under any key."""
+    notes = [f"{MARK} {number}" for number in range(250)]
+    path = write_columns(
+        tmp_path / "a.parquet",
+        {"note": notes, "patient": [f"p{number}" for number in range(250)], "ssn": notes},
+        {"text": ["note"], "people": ["patient"], "nobody's": ["ssn"]},
+        plaintext_footer=plaintext_footer,
+        double_wrapping=double_wrapping,
+    )
+    assert MARK.encode() not in path.read_bytes()
+    asked: list[str] = []
+
+    class Service:
+        def unwrap_parquet(self, wrapped: bytes, master_key: str) -> bytes:
+            asked.append(master_key)
+            return reader(tmp_path).unwrap_parquet(wrapped, master_key)
+
+    rows = list(stream_rows(path, parquet=Service(), columns=FIELDS.columns()))
+    assert [(row.line, row.columns) for row in rows] == [
+        (number + 1, {"note": note, "patient": f"p{number}"}) for number, note in enumerate(notes)
+    ]
+    assert {"text", "people"} <= set(asked) <= {"text", "people", "footer"}
+    another = reader(tmp_path, key=bytes(31) + b"\1", name="another")
+    with pytest.raises(NotForThisKey, match="'another' does not know this key"):
+        list(stream_rows(path, parquet=another))
+    broken = ExecService(name="kms", command=["/nonexistent"])
+    with pytest.raises(PrivftError, match="key service 'kms' failed: FileNotFoundError"):
+        list(stream_rows(path, parquet=broken))
+    for key in (PARQUET_KEY, None):  # one key for the whole file opens none such
+        with pytest.raises(InputError) as caught:
+            list(stream_rows(path, parquet=key))
+        assert "--parquet-service" in str(caught.value.hint)
+        assert MARK not in f"{caught.value}"
+
+
+def test_a_key_service_is_asked_about_parquet_as_the_protocol_says(tmp_path: Path) -> None:
+    said = tmp_path / "said.json"
+    spy = tmp_path / "spy.py"
+    spy.write_text(
+        f"import sys; text = sys.stdin.read(); open({str(said)!r}, 'w').write(text)\n"
+        'print(\'{"data": "00ff"}\')\n'
+    )
+    service = ExecService(name="kms", command=[sys.executable, str(spy)])
+    assert service.unwrap_parquet(b"AbC=", "ward 7") == b"\x00\xff"
+    assert json.loads(said.read_text()) == {
+        "context": b"ward 7".hex(),
+        "data": b"AbC=".hex(),
+        "operation": "unwrap-parquet",
+        "version": 1,
+    }
 
 
 def test_parquet_and_saved_folders(tmp_path: Path) -> None:
@@ -190,6 +251,7 @@ def test_missing_files_and_strange_folders_are_refused(tmp_path: Path) -> None:
         ({"patient": 1.5, "note": "x"}, "neither text nor a whole number"),
         ({"patient": True, "note": "x"}, "neither text nor a whole number"),
         ({"patient": "p" * 513, "note": "x"}, "more than 512 bytes"),
+        ({"patient": 10**512, "note": "x"}, "more than 512 bytes"),
         ({"patient": "p", "note": "\ud800"}, "not UTF-8"),
         ({"patient": "\udcff", "note": "x"}, "not UTF-8"),
         ({"patient": "p", "note": "x" * (1 << 20) + "y"}, "more than 1048576 bytes"),

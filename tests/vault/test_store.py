@@ -14,7 +14,6 @@ import pytest
 from privft.errors import InputError, IntegrityError, NotForThisKey, SignatureError, UsageError
 from privft.signing import Identity, SigningKey
 from privft.vault.fields import FieldMap
-from privft.vault.index import verify_proof
 from privft.vault.keys import agreement_opener, agreement_recipient, passphrase_opener
 from privft.vault.store import Vault, inspect
 from privft.vault.verify import verify_files
@@ -168,14 +167,6 @@ def test_a_rollback_is_noticed_by_its_root(filled: Vault) -> None:
     Vault.open(
         filled.path, opener(), signer_keys=TRUSTED, expected_root=filled.manifest_root
     ).close()
-
-
-def test_presence_and_absence_can_be_shown(filled: Vault) -> None:
-    root = bytes.fromhex(filled.manifest_root)
-    for unit, present in (("p3", True), ("nobody", False)):
-        proof = filled.proof(unit)
-        assert proof.present == present
-        verify_proof(proof, root)
 
 
 def test_opening_needs_neither_torch_nor_datasets() -> None:
