@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privft.errors import InputError
-from privft.vault.duplicates import Sketcher
+from privft.vault import duplicates
 from privft.vault.index import RECORD_ROW, Rows
 from privft.vault.overlap import HashSet
 
@@ -50,7 +50,6 @@ class Arrivals:
     _tags: bytearray = field(default_factory=bytearray)
     _texts: list[str] = field(default_factory=list)
     _characters: int = 0
-    _sketcher: Sketcher = field(default_factory=Sketcher)
 
     def number(self, line: int) -> int:
         """The number that stands for a line of the newest source."""
@@ -75,7 +74,7 @@ class Arrivals:
         if self._texts:
             rows = np.empty((len(self._texts), RECORD_ROW.itemsize), dtype=np.uint8)
             rows[:, :32] = np.frombuffer(self._tags, np.uint8).reshape(-1, 32)
-            bands = self._sketcher.bands(self._texts)
+            bands = duplicates.bands(self._texts)
             rows[:, 32:] = np.ascontiguousarray(bands, dtype=">u8").view(np.uint8)
             self._table += rows.tobytes()
         self._tags, self._texts, self._characters = bytearray(), [], 0
