@@ -165,7 +165,9 @@ def test_grouping_does_not_depend_on_memory(tmp_path: Path) -> None:
 
 def test_spilled_records_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vault = new_vault(tmp_path / "v")
-    items = [{**row, "note": f"{MARK} {row['note']}"} for row in rows(200, patients=40)]
+    items = [
+        {name: f"{MARK} {value}" for name, value in row.items()} for row in rows(200, patients=40)
+    ]
     seen: list[bytes] = []
     units = adding.Grouper.units
 
@@ -179,7 +181,6 @@ def test_spilled_records_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(seen) == 1
     assert len(seen[0]) > 10_000
     assert MARK.encode() not in seen[0]
-    assert b"n17" not in seen[0]
 
 
 def test_shared_text_is_reported_and_kept(tmp_path: Path) -> None:

@@ -84,10 +84,10 @@ KNOWN = "8964529779327687283 16018740719640166183 14000258170956965239 108388930
 
 def rows_of(entries: list[tuple[int, list[int]]]) -> Rows:
     rows = np.zeros(len(entries), dtype=RECORD_ROW)
-    for place, (unit, bands) in enumerate(entries):
+    for place, (unit, sketch) in enumerate(entries):
         rows["tag_low"][place] = place
         rows["unit_low"][place] = unit
-        rows["bands"][place] = bands
+        rows["bands"][place] = sketch
     return rows
 
 
