@@ -165,9 +165,7 @@ def plan(
         config = affording.fitted(workspace, ledger, config)
     base = modelling.find_base(config, relative_to=config_folder)
     modelling.evaluation_file(config, relative_to=config_folder)
-    return planning.make_plan(
-        workspace, ledger, config, modelling.model_facts(base), actor=actor, record=record
-    )
+    return planning.make_plan(workspace, ledger, config, base, actor=actor, record=record)
 
 
 def price_sweep(workspace: Workspace, ledger: Ledger, file: Path, *, actor: Identity) -> SweepPrice:

@@ -25,6 +25,8 @@ LAYERS: list[tuple[str, int]] = [
     ("privft.keyring", 1),
     ("privft.plan", 1),
     ("privft.sweep", 1),
+    ("privft.modelshape", 1),
+    ("privft.sizing", 1),
     ("privft.budget.mechanism", 1),
     ("privft.budget.accounting", 1),
     ("privft.budget.reference", 1),

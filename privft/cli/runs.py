@@ -14,6 +14,7 @@ import click
 from privft import gate
 from privft.budget.entries import format_time
 from privft.cli import foresight
+from privft.cli.pricing import show_sweep
 from privft.cli.session import (
     FILE,
     FOLDER,
@@ -35,9 +36,9 @@ from privft.sweep import is_sweep
 from privft.workspace import write_private
 
 if TYPE_CHECKING:
+    from privft.stages.foreseeing import Foreseen
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
-    from privft.stages.sweeping import SweepPrice
 
 
 def read_plan(path: Path) -> Plan:
@@ -59,6 +60,12 @@ def read_plan(path: Path) -> Plan:
 @click.option("--html", type=FILE, help="Where its page goes; by default beside the plan.")
 @click.option("--fit", is_flag=True, help="Take the largest epsilon that the budget admits.")
 @click.option(
+    "--ranks",
+    type=click.IntRange(1, 4096),
+    default=1,
+    help="Say memory and time for so many processes; the plan is the same for any number.",
+)
+@click.option(
     "--config-folder",
     type=FOLDER,
     help="What paths in the config are relative to; by default the config's folder.",
@@ -73,6 +80,7 @@ def plan_command(
     output: Path | None,
     html: Path | None,
     fit: bool,
+    ranks: int,
     config_folder: Path | None,
     as_json: bool,
     who: Acting,
@@ -88,6 +96,7 @@ def plan_command(
             swept = gate.price_sweep(opened.workspace, ledger, config_file, actor=actor)
         show_sweep(swept, as_json)
         return
+    from privft.stages.foreseeing import foresee
     from privft.stages.reporting import plan_page
 
     config = load_config(config_file)
@@ -102,6 +111,7 @@ def plan_command(
             record=not dry_run,
         )
         rendered = plan_page(opened.workspace, ledger, priced.plan)
+    takes = foresee(priced.plan.the_config(), priced.base, ranks=ranks)
     target = output or config_file.with_suffix(".plan")
     page = html or target.with_suffix(".html")
     if not dry_run:
@@ -109,9 +119,11 @@ def plan_command(
         write_private(page, rendered.encode())
     if as_json:
         files = {} if dry_run else {"file": str(target), "page": str(page)}
-        print_json({**priced.to_dict(), "file": None, "page": None, **files})
+        print_json(
+            {**priced.to_dict(), "takes": takes.to_dict(), "file": None, "page": None, **files}
+        )
     else:
-        show_price(priced)
+        show_price(priced, takes)
     for warning in priced.warnings:
         say(f"warning: {warning}")
     if not dry_run:
@@ -120,7 +132,7 @@ def plan_command(
         say(f"next: privft {'approve' if needed else 'train'} {target}")
 
 
-def show_price(priced: Priced) -> None:
+def show_price(priced: Priced, takes: Foreseen) -> None:
     """A plan as a person reads it."""
     plan, cost, budget = priced.plan, priced.cost, priced.before
     mechanism = plan.mechanism
@@ -143,39 +155,10 @@ def show_price(priced: Priced) -> None:
         ],
         ["policy", f"{plan.policy['name']}: {len(priced.checks)} rules kept"],
         ["audit", f"suite {plan.suite}"],
+        *takes.rows(),
         ["plan", plan.digest],
     ]
     table("Plan", ["what", "value"], rows)
-
-
-def show_sweep(swept: SweepPrice, as_json: bool) -> None:
-    """The price of a sweep."""
-    from privft.budget.selection import SINGLE_NOTE, SingleCost
-    from privft.stages.sweeping import NOT_RUN
-
-    if as_json:
-        print_json(swept.to_dict())
-        return
-    rows = [
-        [label, f"{alone.epsilon:.3f}", str(mechanism.steps), f"{mechanism.noise_multiplier:.4f}"]
-        for label, mechanism, alone in swept.candidates
-    ]
-    table("Candidates", ["varies", "epsilon alone", "steps", "noise multiplier"], rows)
-    total, budget = swept.total, swept.before
-    if isinstance(total, SingleCost):
-        price = f"epsilon {total.epsilon_rdp:.3f} (RDP) for the best of a random, hidden number"
-    else:
-        price = f"epsilon {total.epsilon:.3f} (PLD) for all {len(swept.candidates)} together"
-    click.echo(f"{price}, at delta {total.delta:g}")
-    click.echo(
-        f"budget: {budget.epsilon_spent:.2f} -> {swept.admission.epsilon_after:.2f} of "
-        f"{budget.cap.epsilon:.2f}"
-    )
-    if isinstance(total, SingleCost):
-        say(SINGLE_NOTE)
-        say(NOT_RUN)
-    else:
-        say("each candidate needs a plan of its own: privft plan, train, and then the next")
 
 
 @click.command("approve")

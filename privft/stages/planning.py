@@ -22,13 +22,15 @@ from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
-from privft.plan import ModelFacts, Plan, approval_message, stale_reasons
+from privft.plan import Plan, approval_message, stale_reasons
 from privft.policy import Check, PlanFacts, Policy, check, enforce
 from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.stages.affording import affordable_epsilon, mechanism_of, mechanism_with
 from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
+from privft.stages.modelling import model_facts
 from privft.stages.standing import check_witnessed
+from privft.training.basemodel import BaseModel
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
 
@@ -38,6 +40,7 @@ class Priced:
     """A plan with what a person wants to see beside it."""
 
     plan: Plan
+    base: BaseModel
     cost: Cost
     substitute: Cost
     checks: list[Check]
@@ -99,7 +102,7 @@ def make_plan(
     workspace: Workspace,
     ledger: Ledger,
     config: RunConfig,
-    model: ModelFacts,
+    base: BaseModel,
     *,
     actor: Identity,
     record: bool = True,
@@ -133,7 +136,7 @@ def make_plan(
         config_sha256=config.digest,
         policy=policy.to_dict(),
         policy_sha256=policy.digest,
-        model=model,
+        model=model_facts(base),
         suite=config.audit.suite,
         suite_sha256=load_suite(config.audit.suite)[1],
         budget_sha256=view.digest,
@@ -154,6 +157,7 @@ def make_plan(
     spent = (*view.spent, *view.reserved)
     return Priced(
         plan=plan,
+        base=base,
         cost=priced,
         substitute=substitute,
         checks=checks,

@@ -85,11 +85,10 @@ def unit_norms(gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
     order than rows among others.
     """
     count = next(iter(gradients.values())).shape[0]
-    squares = [
-        torch.cat([gradient[u].flatten() for gradient in gradients.values()]).double().square()
-        for u in range(count)
-    ]
-    return torch.stack([each.sum() for each in squares]).sqrt()
+    whole = (
+        torch.cat([gradient[u].flatten() for gradient in gradients.values()]) for u in range(count)
+    )  # one unit at a time, so that no more than one is held in float64
+    return torch.stack([each.double().square().sum() for each in whole]).sqrt()
 
 
 def clip_factors(norms_U: torch.Tensor, clip_norm: float) -> torch.Tensor:

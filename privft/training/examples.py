@@ -62,6 +62,11 @@ def bucket_of(length: int) -> int:
     return _BUCKETS[position]
 
 
+def buckets_upto(length: int) -> list[int]:
+    """All buckets up to the one of `length`."""
+    return [bucket for bucket in _BUCKETS if bucket <= bucket_of(length)]
+
+
 def encode_unit(
     unit: Mapping[str, Any],
     tokenizer: Any,

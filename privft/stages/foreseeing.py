@@ -1,0 +1,168 @@
+"""What a run will take of a machine: memory a device and time a step, for `privft plan`.
+
+`privft.sizing` has the formula; here it gets its numbers: sizes from the model's `config.json`, the
+rest from the run's config, rates from a second of measuring on the machine that the plan is made
+on.  No record is opened and no weight is read.  Lengths of records are private and thus unknown, so
+both numbers are upper bounds: memory over every length up to `max_length`, time for records that
+all have `max_length` tokens.  They are for people: nothing that is signed or charged depends on
+them, and a plan is the same for any number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from privft.config import RunConfig
+from privft.modelshape import shape_of
+from privft.sizing import (
+    AdapterShape,
+    Memory,
+    Rates,
+    Setting,
+    largest,
+    memory,
+    microbatch_work,
+    step_work,
+)
+from privft.stages.modelling import choose_device
+from privft.training.basemodel import BaseModel
+from privft.training.examples import bucket_of, buckets_upto
+from privft.training.rates import measure_rates
+
+_SPREAD = 4.0
+"""Standard deviations above its mean that the size of a Poisson sample is taken at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Takes:
+    """What a run takes at most, on each of its devices."""
+
+    memory: Memory
+    seconds_a_step: float
+    rates: Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What a run of `steps` steps takes on `ranks` devices like this machine's; `takes` is None
+    where the formula does not know the architecture."""
+
+    ranks: int
+    steps: int
+    takes: Takes | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `privft plan --json`; bytes and seconds."""
+        if self.takes is None:
+            return {"ranks": self.ranks, "known": False}
+        memory, step = self.takes.memory, self.takes.seconds_a_step
+        terms = {name: getattr(memory, name) for name in ("weights", "trained", "optimiser")}
+        return {
+            "ranks": self.ranks,
+            "known": True,
+            "memory_bytes_at_most": memory.peak,
+            "memory_terms": {**terms, "sums": memory.sums, **memory.moments},
+            "seconds_a_step_at_most": step,
+            "seconds_at_most": step * self.steps,
+            "rates": vars(self.takes.rates),
+        }
+
+    def rows(self) -> list[list[str]]:
+        """For a person: what, and how much."""
+        if self.takes is None:
+            return [["takes", "not known: the formula does not cover this architecture"]]
+        memory, step = self.takes.memory, self.takes.seconds_a_step
+        devices = "" if self.ranks == 1 else f" on each of {self.ranks} devices"
+        return [
+            [
+                "memory",
+                f"at most {_size(memory.peak)}{devices} beside the process itself: model "
+                f"{_size(memory.weights)}, adapter and optimiser "
+                f"{_size(memory.trained + memory.optimiser)}, a step {_size(memory.step)}",
+            ],
+            [
+                "time",
+                f"at most {_duration(step)} a step and {_duration(step * self.steps)} in all on "
+                "a machine like this, if every record has max_length tokens",
+            ],
+        ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.2g} s"
+
+
+def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -> Setting | None:
+    """What memory and time depend on; None where the architecture is not known to the formula."""
+    causal = config.task == "causal-lm"
+    shape = shape_of(model_config, head=causal)
+    if shape is None:
+        return None
+    lora, adapter = config.lora, None
+    if lora is not None:
+        targets = lora.target_modules
+        adapter = AdapterShape(
+            rank=lora.r,
+            targets=None if targets == "all-linear" else tuple(targets),
+            layers=lora.layers_to_transform,
+            freeze_a=lora.freeze_a,
+        )
+    return Setting(
+        shape=shape,
+        adapter=adapter,
+        dtype=config.model.dtype,
+        classes=len(config.labels or ()),
+        adam=config.training.optim == "adamw_torch",
+        ranks=ranks,
+    )
+
+
+def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
+    """Memory and time of a run; measures this machine for a second."""
+    facts = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    setting = setting_of(config, facts, ranks=ranks)
+    if setting is None:
+        return Foreseen(ranks=ranks, steps=config.privacy.max_steps, takes=None)
+    budget = config.performance.tokens_per_microbatch
+    privacy = config.privacy
+    expected = privacy.expected_batch_size
+    sampled = int(expected + _SPREAD * expected**0.5) + 1
+    fullest = largest(
+        buckets_upto(config.max_length),
+        token_budget=budget,
+        records_per_unit=privacy.records_per_unit,
+        sampled_units=sampled,
+    )
+    found = max((memory(setting, batch) for batch in fullest), key=lambda each: each.peak)
+    rates = measure_rates(
+        inputs=setting.shape.hidden,
+        outputs=setting.shape.intermediate,
+        rows=min(budget, 2048),
+        dtype=setting.dtype,
+        device=choose_device(config.performance.device),
+    )
+    longest = largest(
+        [bucket_of(config.max_length)],
+        token_budget=budget,
+        records_per_unit=privacy.records_per_unit,
+        sampled_units=sampled,
+    )[-1]
+    share = expected / longest.units / ranks  # of such microbatches, on each rank
+    seconds = share * microbatch_work(setting, longest).seconds(rates)
+    return Foreseen(
+        ranks=ranks,
+        steps=privacy.max_steps,
+        takes=Takes(
+            memory=found,
+            seconds_a_step=seconds + step_work(setting).seconds(rates),
+            rates=rates,
+        ),
+    )

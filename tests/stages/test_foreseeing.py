@@ -1,0 +1,88 @@
+"""What a plan says of memory and time holds for every length that a record may have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privft.config import RunConfig, parse_config
+from privft.sizing import Microbatch, Rates, memory
+from privft.stages import foreseeing
+from privft.training.basemodel import BaseModel
+from tests.stages.world import CLASSIFY, RUN
+
+RATES = Rates(products=1e9, traffic=1e9, calls=1e5, draws=1e6)
+LLAMA = {
+    "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80,
+    "num_hidden_layers": 3, "num_attention_heads": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _still_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreseeing, "measure_rates", lambda **_: RATES)
+
+
+def base(folder: Path, facts: dict[str, Any]) -> BaseModel:
+    """A folder with a config and not one weight."""
+    (folder / "config.json").write_text(json.dumps(facts))
+    return BaseModel(name="made-up", folder=folder, weights_sha256="", tokenizer_sha256="")
+
+
+def config(**changes: Any) -> RunConfig:
+    text = RUN.format(price="noise_multiplier: 1.0", steps=4)
+    plain = parse_config(text, source="test").to_dict()
+    return parse_config(json.dumps(plain | changes), source="test")
+
+
+def takes(folder: Path, given: RunConfig, *, ranks: int = 1) -> foreseeing.Takes:
+    found = foreseeing.foresee(given, base(folder, LLAMA), ranks=ranks).takes
+    assert found is not None
+    return found
+
+
+def test_memory_is_foreseen_for_every_length_up_to_the_longest(tmp_path: Path) -> None:
+    given = config()
+    setting = foreseeing.setting_of(given, LLAMA, ranks=1)
+    assert setting is not None
+    most = takes(tmp_path, given).memory.peak
+    for length in (8, 16, 24, 32):
+        for units in range(1, 50):  # of one record each, or of two
+            for rows in (units, 2 * units):
+                if rows * length <= given.performance.tokens_per_microbatch:
+                    batch = Microbatch(units=units, rows=rows, length=length, labels=length - 1)
+                    assert memory(setting, batch).peak <= most
+
+
+def test_longer_records_take_more_time_and_no_less_memory(tmp_path: Path) -> None:
+    short, long = takes(tmp_path, config()), takes(tmp_path, config(max_length=256))
+    assert long.seconds_a_step > short.seconds_a_step
+    assert long.memory.peak >= short.memory.peak
+
+
+def test_ranks_share_the_time_and_not_the_memory(tmp_path: Path) -> None:
+    one, four = takes(tmp_path, config()), takes(tmp_path, config(), ranks=4)
+    assert one.seconds_a_step / 4 < four.seconds_a_step < one.seconds_a_step / 2
+    assert four.memory == one.memory
+
+
+def test_nothing_but_the_config_of_the_model_is_read(tmp_path: Path) -> None:
+    takes(tmp_path, config())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_an_unknown_architecture_is_said_to_be_unknown(tmp_path: Path) -> None:
+    found = foreseeing.foresee(config(), base(tmp_path, {"model_type": "mamba"}))
+    assert found.to_dict() == {"ranks": 1, "known": False}
+    assert "not known" in found.rows()[0][1]
+
+
+def test_a_head_alone_is_foreseen_too(tmp_path: Path) -> None:
+    given = parse_config(CLASSIFY.format(lora="null"), source="test")
+    facts = LLAMA | {"model_type": "bert", "max_position_embeddings": 64}
+    found = foreseeing.foresee(given, base(tmp_path, facts)).to_dict()
+    assert found["memory_terms"]["trained"] == 4 * 3 * (32 + 1)
+    assert found["seconds_at_most"] == pytest.approx(3 * found["seconds_a_step_at_most"])
