@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from privft.randomness import KeyedStreams
+from privft.randomness import KeyedStreams, Stream
 from privft.training.sampling import CHUNK_UNITS, poisson_sample
 
 STREAMS = KeyedStreams(bytes(range(32)))
@@ -59,3 +64,91 @@ def test_chunks_do_not_show() -> None:
     assert got.max() < units
     assert (np.diff(got) > 0).all()
     assert abs(len(got) - units * 1e-3) < 5 * np.sqrt(units * 1e-3)
+
+
+class Dealt:
+    """Streams whose words are chosen."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = np.array(words, dtype=np.uint64)
+
+    def stream(self, name: str, *, step: int, label: str) -> Stream:
+        made = Stream(bytes(32))
+        made.uint64 = lambda count: self.words[:count]  # type: ignore[method-assign]
+        return made
+
+
+@pytest.mark.parametrize(
+    "probability", [96 / 6000, 0.5, 1 / 3, 1e-7, 2.0**-60, 1 - 2.0**-53, 5e-324]
+)
+def test_the_probability_is_exact(probability: float) -> None:
+    """Of 2^64 equally likely words the first floor(q 2^64) are in: never more than q of them, and
+    less than one word below it."""
+    words = int(Fraction(probability) * 2**64)
+    assert words / Fraction(2**64) <= Fraction(probability) < (words + 1) / Fraction(2**64)
+    edge = [0, max(0, words - 1), words, min(words + 1, 2**64 - 1), 2**64 - 1]
+    taken = poisson_sample(
+        Dealt(edge),  # type: ignore[arg-type]
+        step=0,
+        units=5,
+        probability=probability,
+        population="units",
+    )
+    assert taken.tolist() == [at for at, word in enumerate(edge) if word < words]
+
+
+def test_the_same_key_samples_the_units_that_it_always_did() -> None:
+    """Chunks, and how coins are kept, must never change who is in a step."""
+    stream = STREAMS.stream("poisson", step=3, label="units")
+    units = 2 * CHUNK_UNITS + 77
+    expected = np.flatnonzero(stream.uint64(units) < np.uint64(int(0.01 * 2**64)))
+    assert (sample(3, units=units, probability=0.01) == expected).all()
+
+
+MEMORY = """
+import json, resource, sys, tracemalloc
+import numpy as np
+from privft.randomness import KeyedStreams
+from privft.training.sampling import poisson_sample
+
+units, probability = int(sys.argv[1]), float(sys.argv[2])
+sample = lambda units: poisson_sample(
+    KeyedStreams(bytes(range(32))), step=0, units=units, probability=probability,
+    population="units",
+)
+sample(1000)  # what is loaded late is not the sampler's
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tracemalloc.start()
+found = sample(units)
+peak = tracemalloc.get_traced_memory()[1]
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({
+    "allocated": peak, "resident": (after - before) * 1024, "count": len(found),
+    "first": int(found[0]), "last": int(found[-1]), "ascending": bool((np.diff(found) > 0).all()),
+}))
+"""
+
+
+@pytest.mark.parametrize("probability", [1e-5, 0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_a_hundred_million_units_take_less_than_one_gib(probability: float) -> None:
+    """Measured in a process of its own: what Python and numpy allocate, and what the system sees.
+
+    0.1 is far beyond what is of use; at 1 the answer alone is 0.8 GB.
+    """
+    units = 100_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(units), str(probability)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    assert seen["allocated"] < 1 << 30
+    assert seen["resident"] < 1 << 30
+    answer = 8 * seen["count"]
+    assert seen["allocated"] < answer + (80 << 20), "beside the answer: bits, and a chunk at a time"
+    expected, spread = units * probability, np.sqrt(units * probability * (1 - probability))
+    assert abs(seen["count"] - expected) <= 6 * spread
+    assert seen["ascending"]
+    assert seen["first"] < 1000 / probability
+    assert seen["last"] >= units - 1000 / probability
