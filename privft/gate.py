@@ -6,8 +6,7 @@
 
 A run's state is a pure function of the ledger's entries about it (`state_of`); no flag on disk
 can move it.  What may be done in which state stands in `_MAY`, and `require` refuses the rest with
-`OrderError`, `AuditFailed` or `PlanError`.  The ledger's own rules (`budget.history`) refuse an
-entry out of order as well, so a caller that came past this file would still be stopped.
+`OrderError`, `AuditFailed` or `PlanError`; the ledger's own rules (`budget.history`) do so again.
 
     reserved    charged, not settled: being trained, or stopped in the middle
     closed      settled without an adapter; charged in full; nothing can follow
@@ -80,7 +79,6 @@ _NEXT: dict[State, str] = {
     "waived": "privft release {run} --to DIR",
     "released": "privft release {run} --to DIR writes the same folder again",
 }
-
 _SEALED: dict[State, str] = {
     "trained": "has not been audited",
     "auditing": "has an audit without an end",
@@ -228,12 +226,14 @@ def train(
     )
 
 
-def plan_of(workspace: Workspace, ledger: Ledger, run: str) -> Plan:
-    """The plan that a run was reserved for."""
+def plan_of(workspace: Workspace, ledger: Ledger, run: str, by: Identity | None = None) -> Plan:
+    """The plan of a run; if it was changed and somebody (`by`) would go on, that closes the run."""
     from privft.stages import running
 
     ledger.run(run)  # an unknown run is named as such
-    return running.stored_plan(workspace, ledger, run)[0]
+    if by is not None:
+        check_open(ledger, run, "resume", actor=by)
+    return running.stored_plan(workspace, ledger, run, by=by)[0]
 
 
 def check_open(ledger: Ledger, run: str, action: Action, *, actor: Identity) -> None:

@@ -145,7 +145,8 @@ def show_price(priced: Priced, takes: Foreseen) -> None:
             "mechanism",
             f"{mechanism['steps']} steps, sampling probability "
             f"{mechanism['sampling_probability']:.5f}, noise multiplier "
-            f"{mechanism['noise_multiplier']:.4f}, clip norm {mechanism['clip_norm']:g}",
+            f"{mechanism['noise_multiplier']:.4f}, clip norm {mechanism['clip_norm']:g}"
+            + (", adaptive" if mechanism["count_noise"] else ""),
         ],
         [
             "budget",
@@ -258,7 +259,8 @@ def train_command(
     actor = opened.identity(who)
     if run is not None:
         with opened.ledger() as ledger:
-            plan = gate.plan_of(opened.workspace, ledger, run)
+            by = None if dry_run else actor
+            plan = gate.plan_of(opened.workspace, ledger, run, by)
     else:
         assert plan_file is not None
         plan = read_plan(plan_file)

@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from privft.audit.attacks import Claim, claim_of
 from privft.audit.canaries import Canary, make_canaries, sample_texts
@@ -34,7 +34,7 @@ from privft.audit.stepcheck import check_step
 from privft.audit.suite import Suite, load_suite
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
-from privft.errors import InputError, IntegrityError, OrderError, PrivftError
+from privft.errors import InputError, IntegrityError, OrderError, PlanError, PrivftError
 from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
@@ -133,7 +133,7 @@ def resume(
 ) -> None:
     """Go on with a reserved run after a crash, or close it where that cannot be done."""
     folder = workspace.run_path(run)
-    plan, config_folder = stored_plan(workspace, ledger, run)
+    plan, config_folder = stored_plan(workspace, ledger, run, by=actor)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
         if not sealed.has("secret"):
@@ -152,7 +152,7 @@ def resume(
         _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=state, watch=watch)
 
 
-def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: str) -> None:
+def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: str) -> NoReturn:
     """Settle a run that cannot be gone on with: charged whole.  Always raises."""
     forget_secrets(folder)  # first: a kill in between leaves a run that can only be closed
     ledger.settle(
@@ -164,25 +164,34 @@ def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: st
     )
 
 
-def stored_plan(workspace: Workspace, ledger: Ledger, run: str) -> tuple[Plan, Path]:
+def stored_plan(
+    workspace: Workspace, ledger: Ledger, run: str, *, by: Identity | None = None
+) -> tuple[Plan, Path]:
     """The plan of a run, and the folder that paths in its config are relative to.
 
-    Errors: `IntegrityError` when it is not the plan that the reservation names.
+    Errors: `PlanError` or `IntegrityError` when it is not the plan that the reservation names.
+    Where somebody (`by`) would go on with the run, that closes it: another sampling probability,
+    batch, clip norm or microbatch under the same secret is another sum under the same noise.
     """
     folder = workspace.run_path(run)
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     try:
         plan = parse_plan((folder / "plan.json").read_bytes())
         place = json.loads((folder / "place.json").read_bytes())
+        if plan.digest != reserved.body["plan_sha256"]:
+            raise IntegrityError(
+                f"{folder / 'plan.json'} is not the plan that run {run} was reserved for"
+            )
     except FileNotFoundError as error:
         raise OrderError(
             f"run {run} was stopped before anything of it was kept",
             hint=f"privft runs close {run} --reason TEXT",
         ) from error
-    if plan.digest != reserved.body["plan_sha256"]:
-        raise IntegrityError(
-            f"{folder / 'plan.json'} is not the plan that run {run} was reserved for"
-        )
+    except (PlanError, IntegrityError):
+        if by is None:
+            raise
+        reason = "its plan is not the one that it was reserved for"
+        close(ledger, run, folder=folder, actor=by, reason=reason)
     return plan, Path(place["config_folder"])
 
 

@@ -28,20 +28,23 @@ from privft.training import loop
 SECRET = bytes(range(32))
 
 # Priced once, in the server that all these processes are forked from: seconds for each otherwise.
-for _adjacency in ("add-remove", "substitute"):
-    _event = Event(noise_multiplier=0.8, sampling_probability=0.05, count=5)
-    cost((_event,), auto_delta(1000), adjacency=_adjacency)  # type: ignore[arg-type]
+for _steps in (5, 12):
+    for _adjacency in ("add-remove", "substitute"):
+        _event = Event(noise_multiplier=0.8, sampling_probability=0.05, count=_steps)
+        cost((_event,), auto_delta(1000), adjacency=_adjacency)  # type: ignore[arg-type]
 
 
 class Moments:
-    """Counts moments, and does not outlive number `last`."""
+    """Counts moments, tells of each, and does not outlive number `last`."""
 
-    def __init__(self, last: int | None) -> None:
+    def __init__(self, last: int | None, tell: Callable[[str], None]) -> None:
         self.names: list[str] = []
         self._last = last
+        self._tell = tell
 
     def pass_by(self, name: str) -> None:
         self.names.append(name)
+        self._tell(name)
         if len(self.names) == self._last:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -58,10 +61,13 @@ class Moments:
         setattr(holder, name, marked)
 
 
-def train(folder: str, plan: str, last: int | None, reports: Connection) -> None:
-    """Train `plan` in the workspace `folder`, and die at moment `last`, if there is one."""
+def train(folder: str, plan: str, last: int | None, reports: Connection, told: bool) -> None:
+    """Train `plan` in the workspace `folder`, and die at moment `last`, if there is one.
+
+    told: whether each moment is reported as it comes, so that a parent can aim.
+    """
     torch.set_num_threads(1)
-    moments = Moments(last)
+    moments = Moments(last, reports.send if told else lambda name: None)
     running.fresh_secret = lambda: SECRET  # type: ignore[attr-defined]
     running._self_check = lambda *_: []  # type: ignore[assignment]
     moments.around(Ledger, "reserve")

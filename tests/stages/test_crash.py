@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 import torch
 
 from privft import gate
+from privft.signing import canonical_json, sha256_hex
 from privft.stages import running
 from privft.stages.sealedrun import forget_secrets
 from privft.training.checkpoint import platform_facts
@@ -52,10 +55,10 @@ class Outcome:
     epsilon_spent: float
 
 
-def start(world: World, last: int | None) -> tuple[Any, Any]:
+def start(world: World, last: int | None, *, told: bool = False) -> tuple[Any, Any]:
     ours, theirs = _context().Pipe()
     folder, plan = str(world.folder / "workspace"), str(world.folder / "run.plan")
-    process = _context().Process(target=killed.train, args=(folder, plan, last, theirs))
+    process = _context().Process(target=killed.train, args=(folder, plan, last, theirs, told))
     process.start()
     theirs.close()
     assert ours.recv() == "started"
@@ -100,9 +103,12 @@ class Undisturbed:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("crash")
+    return trained_whole(tmp_path_factory.mktemp("crash"), steps=STEPS)
+
+
+def trained_whole(folder: Path, *, steps: int) -> Undisturbed:
     world = base().copied(folder / "before")
-    world.planned(steps=STEPS)
+    world.planned(steps=steps)
     whole = world.copied(folder / "whole")
     process, reports = start(whole, None)
     started = time.monotonic()
@@ -217,6 +223,45 @@ def test_kills_at_random_times_from_outside(tmp_path: Path, undisturbed: Undistu
         ends_well(world, undisturbed)
 
 
+KILLS = 36
+MANY_STEPS = 12
+
+
+@pytest.mark.slow
+def test_kills_at_random_times_in_all_steps_from_outside(tmp_path: Path) -> None:
+    """SIGKILL at a random time after a random step began; what is gone on with ends in the same
+    bits and the same charge, and the kills are spread over the run: over steps, and within them."""
+    whole = trained_whole(tmp_path, steps=MANY_STEPS)
+    rng = random.Random(SEED)
+    a_step = whole.seconds / (2 * MANY_STEPS)
+    ends: Counter[str] = Counter()
+    begun: Counter[int] = Counter()
+    last_seen: Counter[str] = Counter()
+    while begun.total() < KILLS:
+        world = whole.world.copied(tmp_path / "world")
+        process, reports = start(world, None, told=True)
+        aim, names = rng.randrange(MANY_STEPS), [""]
+        while names.count("before journal") <= aim:
+            names.append(reports.recv())
+        time.sleep(rng.uniform(0, a_step))
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # else it had ended by itself
+            with suppress(EOFError):
+                while reports.poll():
+                    names.append(reports.recv())
+            begun[names.count("after journal")] += 1
+            last_seen[names[-1]] += 1
+            ends[ends_well(world, whole)] += 1
+        shutil.rmtree(world.folder)
+    print(f"killed after so many journalled steps: {sorted(begun.items())}")
+    print(f"killed after these moments: {sorted(last_seen.items())}; ends: {dict(ends)}")
+    assert begun.total() == KILLS >= 30
+    assert len(begun) >= MANY_STEPS * 3 // 4, "spread over the steps"
+    assert len(last_seen) >= 4, "and within them"
+    assert ends["resumed"] >= 30
+
+
 @pytest.mark.slow
 def test_a_kill_at_every_moment(tmp_path: Path, undisturbed: Undisturbed) -> None:
     ends: dict[str, int] = {}
@@ -248,10 +293,16 @@ def test_what_a_killed_run_leaves_holds_no_note(tmp_path: Path, undisturbed: Und
         assert row["note"].encode() not in left
 
 
-def is_closed_whole(world: World, whole: Undisturbed, run: str, reason: str) -> None:
-    """A resume ends in a closed run, charged in full, whose secrets are gone."""
+def is_closed_whole(
+    world: World, whole: Undisturbed, run: str, reason: str, *, codes: tuple[int, ...] = (1,)
+) -> None:
+    """A resume ends in a closed run, charged in full, whose secrets are gone.
+
+    codes: how audit and release may refuse it; 13 where they look at a broken plan first.
+    """
     refused = world.privft("train", "--resume", run, code=1)
     assert f"error: run {run} is closed and charged in full: {reason}" in refused.err
+    assert "hint: make a new plan: privft plan" in refused.err
     closed = outcome_of(world, run)
     assert (closed.outcome, closed.adapter) == ("closed", None)
     assert closed.events == whole.outcome.events
@@ -259,7 +310,9 @@ def is_closed_whole(world: World, whole: Undisturbed, run: str, reason: str) -> 
     assert "secret.sealed" not in left
     assert "checkpoint.sealed" not in left
     for command in (("audit", run), ("release", run, "--to", world.folder / "out")):
-        assert f"error: run {run} is closed" in world.privft(*command, code=1).err
+        done = world.privft(*command, code=None)
+        assert done.code in codes
+        assert f"error: run {run} is closed" in done.err or done.code in (13, 14)
 
 
 def test_a_resume_of_a_resume(tmp_path: Path, undisturbed: Undisturbed) -> None:
@@ -291,6 +344,38 @@ def test_another_model_on_resume_closes_the_run(tmp_path: Path, undisturbed: Und
     config = world.folder / "llama" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 9.0}))
     is_closed_whole(world, undisturbed, run, "the model llama changed since the plan was made")
+
+
+PLAN_CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "sampling probability": lambda p: p["mechanism"].update(sampling_probability=0.06),
+    "batch": lambda p: p["mechanism"].update(expected_batch_size=51.0),
+    "clip norm": lambda p: p["mechanism"].update(clip_norm=0.31),
+    "noise": lambda p: p["mechanism"].update(noise_multiplier=0.81),
+    "steps": lambda p: p["mechanism"].update(steps=STEPS + 1),
+    "learning rate": lambda p: p["config"]["training"].update(learning_rate=0.03),
+    "microbatches": lambda p: p["config"]["performance"].update(tokens_per_microbatch=64),
+    "records of a unit": lambda p: p.update(max_records_per_unit=3),
+    "data": lambda p: p.update(manifest_root="00" * 32),
+}
+
+
+@pytest.mark.parametrize("change", [*PLAN_CHANGES, "no plan at all"])
+def test_another_plan_on_resume_closes_the_run(
+    tmp_path: Path, undisturbed: Undisturbed, change: str
+) -> None:
+    world = undisturbed.world.copied(tmp_path / "world")
+    run = in_the_middle(world, undisturbed)
+    path = world.workspace.run_path(run) / "plan.json"
+    plan = json.loads(path.read_bytes())
+    if change in PLAN_CHANGES:
+        PLAN_CHANGES[change](plan)
+        # A careful hand: the config's digest follows its text.
+        plan["config_sha256"] = sha256_hex(canonical_json(plan["config"]))
+    path.write_bytes(canonical_json(plan) + b"\n" if change in PLAN_CHANGES else b"{}")
+    assert world.privft("train", "--resume", run, "--dry-run", code=None).code != 0
+    assert state_of(world, run) == "reserved", "a dry run closes nothing"
+    reason = "its plan is not the one that it was reserved for"
+    is_closed_whole(world, undisturbed, run, reason, codes=(1, 13, 14))
 
 
 @pytest.mark.parametrize(
