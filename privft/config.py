@@ -67,8 +67,9 @@ _INSTEAD = {
     "packing": "nothing: packing mixes records, and a unit's gradient must be its own",
     "trust_remote_code": "nothing: code that comes with a model is never run",
     "push_to_hub": "nothing: privft has no network; privft release is the only exit",
-    "adaptive_clipping": "privacy.clipping: automatic, which needs no threshold to be learnt; an "
-    "adaptive one would have to spend budget on its own noisy counts, which privft does not do",
+    "adaptive_clipping": "privacy.clipping: adaptive",
+    "clipping_threshold": "privacy.max_grad_norm",
+    "nesterov": "nothing: training.momentum with optim: sgd is plain momentum",
     "report_to": "nothing: privft sends nothing anywhere",
     "bf16": "model.dtype: bfloat16",
     "fp16": "model.dtype: bfloat16 (float16 overflows)",
@@ -128,6 +129,22 @@ class LoraConfig(Strict):
     ) = None
 
 
+class AdaptiveClippingConfig(Strict):
+    """How adaptive clipping follows the units' gradient norms (Andrew et al. 2021).
+
+    The quantile and the rate are free; the count of unclipped units is part of each step's event.
+    """
+
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The share of units that are to be left unclipped; the median is what the paper recommends."""
+    learning_rate: _Positive = 0.2
+    """How fast the clip norm goes there; it changes by a factor of at most about exp of this."""
+    count_noise: _Positive | None = None
+    """Standard deviation of the noise on the count of unclipped units.  Null means a twentieth of
+    expected_batch_size, as the paper recommends, but at least twice the noise multiplier: then
+    gradients get at most 3.3% more noise than with flat clipping at the same epsilon."""
+
+
 class PrivacyConfig(Strict):
     """What the guarantee is about, and the numbers of the mechanism that gives it."""
 
@@ -139,11 +156,16 @@ class PrivacyConfig(Strict):
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)] | None = None
     delta: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
     max_grad_norm: _Positive = 1.0
-    """The clip norm: the most that one unit may move the sum of gradients."""
-    clipping: Literal["flat", "automatic", "per-layer"] = "flat"
+    """The clip norm: the most that one unit may move the sum of gradients (with adaptive clipping:
+    in the first step)."""
+    clipping: Literal["flat", "automatic", "per-layer", "adaptive"] = "flat"
     """How a unit's gradient is brought within it: scaled down where it is longer (flat, Abadi et
-    al. 2016), always scaled to nearly that length (automatic: AUTO-S of Bu et al. 2023), or each
-    layer scaled down to its equal part (per-layer, McMahan et al. 2018).  The cost is the same."""
+    al. 2016), always scaled to nearly that length (automatic: AUTO-S of Bu et al. 2023), each
+    layer scaled down to its equal part (per-layer, McMahan et al. 2018), or as flat with a clip
+    norm that follows a quantile of the norms (adaptive, Andrew et al. 2021).  The cost is the
+    same; adaptive clipping puts a little more noise on gradients to pay for its count."""
+    adaptive: AdaptiveClippingConfig | None = None
+    """With clipping: adaptive; null means its defaults."""
     expected_batch_size: _Count
     """Units expected in a step; the sampling probability is this over declared_units."""
     max_steps: _Count
@@ -166,6 +188,10 @@ class PrivacyConfig(Strict):
             raise ValueError(
                 f"expected delta below 1/declared_units = {1 / self.declared_units:.3g}, "
                 f"got {self.delta_value:.3g}"
+            )
+        if self.adaptive is not None and self.clipping != "adaptive":
+            raise ValueError(
+                f"expected clipping: adaptive beside the section adaptive, got {self.clipping}"
             )
         if self.unit == "subject" and self.max_records_per_unit is None:
             raise ValueError("expected max_records_per_unit, because the unit is the subject")
@@ -193,23 +219,51 @@ class PrivacyConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """The optimiser and the loss; names are TrainingArguments' and TRL's."""
+    """The optimiser and the loss; names are TrainingArguments' and TRL's.
+
+    What each option does under noise: the docstring of privft/training/optimiser.py.
+    """
 
     optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
+    """Adam with decoupled weight decay, whose steps do not depend on clip norm and noise where
+    noise dominates; or SGD, whose learning rate then has to be chosen anew for each."""
     learning_rate: _Positive = 1e-3
     head_learning_rate: _Positive | None = None
     """Classification: the head's own rate; null means `learning_rate`.  A head that starts from
     zero wants one some ten times that of the adapter."""
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
+    """A falling rate leaves less of the last steps' noise in the result, and of their signal."""
     warmup_ratio: _Share = 0.0
+    """Share of steps over which the rate rises; the first is not zero, since every step is paid."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Pulls what noise has moved back towards the base model; free of privacy cost."""
+    momentum: _Share = 0.0
+    """With sgd: averages the noise of about 1/(1 - momentum) steps, and multiplies the rate by as
+    much.  Adam's own is adam_beta1."""
     adam_beta1: _Share = 0.9
     adam_beta2: _Share = 0.999
     adam_epsilon: _Positive = 1e-8
+    adam_noise_correction: bool = False
+    """Subtract the noise's known variance from Adam's second moment (DP-AdamBC, Tang et al. 2024).
+    Off, because the evidence is mixed: better in that paper, worse with the decoupled weight decay
+    that adamw_torch has in Chooi et al. 2025.  Wants a learning_rate of its own."""
+    adam_noise_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The least that the corrected second moment may be, as a share of the noise's variance; rates
+    grow by at most one over its root."""
     completion_only_loss: Literal[True] = True
     """With prompt and completion, the loss is on the completion; with text, on all of it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initialisation only; sampling and noise never depend on it."""
+
+    @model_validator(mode="after")
+    def _optimiser_fits(self) -> TrainingConfig:
+        if self.momentum and self.optim != "sgd":
+            raise ValueError(
+                f"expected no momentum, because optim is {self.optim}: adam_beta1 is its momentum"
+            )
+        if self.adam_noise_correction and self.optim != "adamw_torch":
+            raise ValueError(f"expected no adam_noise_correction, because optim is {self.optim}")
+        return self
 
 
 class PerformanceConfig(Strict):

@@ -121,6 +121,16 @@ def test_an_unknown_key_is_refused_and_the_right_one_named(
         ("dataset: notes-2026", "dataset: ../other", "dataset must match pattern"),
         ("lora:", "lora: {", "run.yaml line"),
         ("lora:", "? [a]\n: 1\nlora:", "key that is not text"),
+        ("{learning_rate: 5e-3}", "{momentum: 0.9}", "optim is adamw_torch: adam_beta1 is its"),
+        ("{learning_rate: 5e-3}", "{optim: sgd, momentum: 1}", "momentum must be less than 1"),
+        ("{learning_rate: 5e-3}", "{optim: sgd, adam_noise_correction: true}", "optim is sgd"),
+        ("{learning_rate: 5e-3}", "{adam_noise_floor: 0}", "adam_noise_floor must be greater"),
+        ("  unit: subject", "  adaptive: {}\n  unit: subject", "expected clipping: adaptive"),
+        (
+            "  unit: subject",
+            "  clipping: adaptive\n  adaptive: {target_quantile: 1}\n  unit: subject",
+            "target_quantile must be less than 1",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(old: str, new: str, message: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privft.config import parse_config
-from privft.errors import PlanError
+from privft.config import RunConfig, parse_config
+from privft.errors import ConfigError, PlanError
 from privft.plan import ModelFacts, Plan, approval_message, parse_plan, stale_reasons
 from privft.policy import load_policy
 from privft.signing import canonical_json, sha256_hex
@@ -200,3 +200,35 @@ def test_the_config_chooses_the_noise_of_the_mechanism() -> None:
     secure = mechanism_of(config.model_copy(update={"privacy": privacy}))
     assert secure.noise == "discrete-gaussian"
     assert secure.event() == mechanism_of(config).event()
+
+
+def with_clipping(noise: float, batch: int = 96, **section: Any) -> RunConfig:
+    body = json.loads(json.dumps(plan().config))
+    body["privacy"] |= {
+        "clipping": "adaptive",
+        "adaptive": section or None,
+        "noise_multiplier": noise,
+        "target_epsilon": None,
+        "expected_batch_size": batch,
+    }
+    return parse_config(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("noise", "batch", "count_noise"), [(1.0, 96, 4.8), (1.0, 16, 2.0), (50.0, 96, 100.0)]
+)
+def test_adaptive_clipping_costs_what_flat_clipping_costs_and_little_noise(
+    noise: float, batch: int, count_noise: float
+) -> None:
+    """A twentieth of the batch, and at least twice the noise multiplier: 3.3% more at most."""
+    mechanism = mechanism_of(with_clipping(noise, batch))
+    assert mechanism.count_noise == count_noise
+    assert mechanism.event().noise_multiplier == noise
+    assert noise < mechanism.gradient_noise_multiplier <= 1.0328 * noise
+
+
+def test_a_count_noise_that_the_run_cannot_pay_for_is_refused_with_one_that_it_can() -> None:
+    assert mechanism_of(with_clipping(1.0, count_noise=0.51)).count_noise == 0.51
+    with pytest.raises(ConfigError, match="must be above half the noise multiplier") as caught:
+        mechanism_of(with_clipping(1.0, count_noise=0.5))
+    assert caught.value.hint == "leave it out, or write 2"

@@ -31,8 +31,9 @@ from privft.randomness import KeyedStreams
 from privft.training import basemodel
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, UnitExamples, microbatches
-from privft.training.loop import Optimisation, Performance, train
+from privft.training.loop import Performance, train
 from privft.training.losses import LanguageModel, pad_rows
+from privft.training.optimiser import Optimisation
 
 MODEL = "builtin:smollm2-135m-instruct"
 CLIP_NORM = 0.3

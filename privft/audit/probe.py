@@ -25,6 +25,7 @@ from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
 from privft.training import loop
 from privft.training.examples import Example, UnitExamples
+from privft.training.optimiser import Optimisation
 
 Array = NDArray[np.float64]
 
@@ -32,6 +33,9 @@ CLIP_NORM = 0.7
 EXPECTED_BATCH = 37.0
 BACKGROUND = 12
 """Coordinates below this belong to background units, the others to one canary each."""
+
+OPTIMISATION = Optimisation(optim="sgd", learning_rate=1.0)
+"""Plain SGD: weights are sums of noisy means, with a minus sign."""
 
 SCALES = (1.0, 3.0, 1e6, math.nan)
 """Gradient norms that a record can have, by its scale number; all reach the clip norm."""
@@ -96,6 +100,8 @@ class Observed:
     signal: Array
     quiet: Array
     batch_sizes: tuple[int, ...]
+    clip_norms: tuple[float, ...]
+    """Before the first step and after each."""
 
 
 def probe_unit(key: str, coordinate: int, *, scale: int, records: int) -> UnitExamples:
@@ -126,26 +132,27 @@ def observe(
         probe_unit(f"canary:{i}", BACKGROUND + i, scale=1, records=1 + i % 2)
         for i in np.flatnonzero(included).tolist()
     ]
-    sizes: list[int] = []
+    reports: list[loop.StepReport] = []
     loop.train(
         probe,  # type: ignore[arg-type]
         units=_Units(units),
         canaries=canaries,
         mechanism=mechanism,
         max_records_per_unit=4,
-        optimisation=loop.Optimisation(optim="sgd", learning_rate=1.0),
+        optimisation=OPTIMISATION,
         performance=loop.Performance(token_budget=256, checkpoint_every=1 << 30),
         streams=streams,
         context={},
         journal=lambda step, digest: None,
         save=lambda state: None,
-        tell=lambda report: sizes.append(report.sampled_units),
+        tell=reports.append,
     )
     scale = mechanism.expected_batch_size
     return Observed(
         signal=probe.weights("signal") * scale,
         quiet=probe.weights("quiet") * scale,
-        batch_sizes=tuple(sizes),
+        batch_sizes=tuple(report.sampled_units for report in reports),
+        clip_norms=(mechanism.clip_norm, *(report.clip_norm for report in reports)),
     )
 
 
@@ -154,8 +161,10 @@ def probe_mechanism(
     probability: float,
     steps: int,
     noise: Literal["gaussian", "discrete-gaussian"] = "gaussian",
+    *,
+    count_noise: float | None = None,
 ) -> Mechanism:
-    """A mechanism of the probe's own clip norm and divisor."""
+    """A mechanism of the probe's own clip norm and divisor; adaptive with a `count_noise`."""
     return Mechanism(
         unit="subject",
         sampling_probability=probability,
@@ -164,4 +173,6 @@ def probe_mechanism(
         steps=steps,
         expected_batch_size=EXPECTED_BATCH,
         noise=noise,
+        clipping="flat" if count_noise is None else "adaptive",
+        count_noise=count_noise,
     )

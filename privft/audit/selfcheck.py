@@ -24,6 +24,9 @@ is not a number; and a second layer that receives noise only.
                     cancels: the sum moves by at most C, whatever the unit
     own rate        one run at the run's own sampling probability, noise and steps: the one-run
                     bounds find no violation of the claim
+    adaptive        only where the run clips so: the noise on sum and count has the two scales that
+                    make up the run's noise multiplier, and one unit moves both by at most what it
+                    may, by the same runs with and without it
 
 Each check is held at the suite's `selfcheck.significance`, far below a run's own, because a check
 that cried wolf in one audit of twenty would soon be ignored.
@@ -31,9 +34,11 @@ that cried wolf in one audit of twenty would soon be ignored.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,6 +51,7 @@ from privft.audit.attacks import Claim, correct_guesses
 from privft.audit.probe import (
     BACKGROUND,
     CLIP_NORM,
+    OPTIMISATION,
     SCALES,
     Observed,
     background,
@@ -57,6 +63,8 @@ from privft.audit.rates import gaussian_mu_interval, rates_from_scores
 from privft.audit.suite import SelfcheckSpec
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
+from privft.training.adaptive import joint_influence
+from privft.training.clipping import COUNT
 
 Array = NDArray[np.float64]
 
@@ -116,6 +124,7 @@ def _checks(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Cla
         _sampling(spec, mechanism, secret),
         _influence(full, secret),
         _own_rate(spec, secret, mechanism, claim),
+        *([_adaptive(spec, mechanism, secret)] if mechanism.clipping == "adaptive" else []),
     ]
 
 
@@ -254,6 +263,68 @@ def _influence(mechanism: Mechanism, secret: bytes) -> Check:
             "norms, with one to four records, gradients up to a million clip norms, and NaN"
         ),
     )
+
+
+def _adaptive(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
+    """The joint event of sum and count: both kinds of noise, and one unit's part in both.
+
+    On an empty sample the clip norm moves by the count's noise alone, and by exactly so much.
+    """
+    assert run.count_noise is not None
+    mechanism = probe_mechanism(
+        run.noise_multiplier, 1.0, 160, run.noise, count_noise=run.count_noise
+    )
+    nobody = np.zeros(spec.canaries, dtype=np.bool_)
+    empty = observe(mechanism, nobody, _streams(secret, "adaptive"), units=())
+    counts = np.array([_count(mechanism, *pair) for pair in pairwise(empty.clip_norms)])
+    counts_ok, counts_detail = _spread(counts, run.count_noise, spec.significance / 2)
+
+    first = dataclasses.replace(mechanism, steps=1)
+    sums = np.concatenate(
+        [
+            np.concatenate([seen.signal, seen.quiet])
+            for seen in (
+                observe(first, nobody, _streams(secret, f"adaptive:{i}"), units=())
+                for i in range(max(4, spec.runs // 2))
+            )
+        ]
+    )
+    scale = first.gradient_noise_multiplier * first.clip_norm
+    sums_ok, sums_detail = _spread(sums, scale, spec.significance / 2)
+
+    # A hair above the smallest of `SCALES`: units just below and far above the clip norm.
+    first = dataclasses.replace(first, clip_norm=SCALES[0] * (1 + 2.0**-16))
+    streams = _streams(secret, "adaptive influence")
+    without = observe(first, nobody[:4], streams, units=background())
+    largest, counted = 0.0, 0.0
+    for scale_number in range(len(SCALES)):
+        more = probe_unit("one more", 0, scale=scale_number, records=1)
+        with_it = observe(first, nobody[:4], streams, units=[*background(), more])
+        moved = np.concatenate([with_it.signal - without.signal, with_it.quiet - without.quiet])
+        change = {
+            "sums": torch.from_numpy(moved),
+            COUNT: torch.tensor(
+                2 * (_count(first, *with_it.clip_norms) - _count(first, *without.clip_norms))
+            ),
+        }
+        largest = max(largest, joint_influence(change, first, first.clip_norm))
+        counted = max(counted, float(change[COUNT].abs()) / 2)
+    return Check(
+        check="adaptive clipping: one event of sum and count",
+        ok=counts_ok and sums_ok and 0.5 <= largest <= 1 + 1e-9,
+        detail=(
+            f"spread of the noise on the count {counts_detail}, on the sum {sums_detail}; one of "
+            f"{len(SCALES)} units moved the count by at most {counted:.6f}, and both together by "
+            f"at most {largest:.9f} of what the noise multiplier counts"
+        ),
+    )
+
+
+def _count(mechanism: Mechanism, before: float, after: float) -> float:
+    """The noisy centred count that moved the clip norm so."""
+    moved = math.log(after / before) / -OPTIMISATION.clip_learning_rate
+    share = moved + OPTIMISATION.clip_quantile
+    return (share - 0.5) * mechanism.expected_batch_size
 
 
 def _own_rate(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Claim) -> Check:

@@ -26,7 +26,8 @@ import torch
 from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
 from privft.budget.mechanism import Mechanism
-from privft.training.clipping import UnitGradients, clip_factors, unit_norms
+from privft.training.adaptive import joint_influence
+from privft.training.clipping import COUNT, UnitGradients, clip_factors, unit_norms
 from privft.training.examples import UnitExamples, microbatches
 from privft.training.loop import clipped_sum, grid_for
 from privft.training.losses import TrainedModel
@@ -92,20 +93,25 @@ def _influence(
             clipping=mechanism.clipping,
             grid=grid,
         )
-        return (
-            sums if grid is None else {n: value.double() * grid.step for n, value in sums.items()}
-        )
+        if grid is None:
+            return sums
+        return {n: v if n == COUNT else v.double() * grid.step for n, v in sums.items()}
 
     whole = total(units)
     largest = 0.0
     for place in range(len(units)):
         rest = total([*units[:place], *units[place + 1 :]])
-        largest = max(largest, _size({n: whole[n] - rest[n] for n in whole}) / clip_norm)
+        change = {name: whole[name] - rest[name] for name in whole}
+        largest = max(largest, joint_influence(change, mechanism, clip_norm))
     return Check(
         check="influence of one unit on this model",
         ok=0 < largest <= 1 + _COMPANION_LIMIT,
         detail=f"taking away one of {len(units)} units moved the sum by at most {largest:.6f} "
-        "clip norms",
+        + (
+            "clip norms"
+            if mechanism.count_noise is None
+            else "of what the noise multiplier counts, with the count of unclipped units"
+        ),
     )
 
 

@@ -163,7 +163,8 @@ class MechanismBody(Body):
     expected_batch_size: Annotated[float, Field(gt=0)]
     normaliser: Literal["expected-batch-size"]
     noise: Literal["gaussian", "discrete-gaussian"]
-    clipping: Literal["flat", "automatic", "per-layer"]
+    clipping: Literal["flat", "automatic", "per-layer", "adaptive"]
+    count_noise: Annotated[float, Field(gt=0)] | None
 
 
 class CostBody(Body):

@@ -15,6 +15,19 @@ kinds here are those that both accountants support:
 the clipped sum is the clip norm under add/remove adjacency and at most twice that under
 substitution, which is the accountant's business and not the event's.
 
+Adaptive clipping publishes two things a step: the sum of clipped gradients, and how many units
+were not clipped.  They are one event and not two (Andrew et al. 2021, "Differentially private
+learning with adaptive clipping"): with b = 1 for a unit that was not clipped and 0 for one that
+was, adding or removing a unit moves
+
+    (sum of gradients / clip norm / g,  sum of (b - 1/2) / s)     by at most sqrt(1/g^2 + 1/(2s)^2)
+
+where g is the gradients' noise multiplier and s = `count_noise` the standard deviation of the noise
+on the centred count, whose sensitivity is 1/2 (that of the plain count is 1).  In these units the
+noise is standard normal, so the event's `noise_multiplier` is (1/g^2 + 1/(2s)^2)^(-1/2), and
+`Mechanism.gradient_noise_multiplier` gives the g that belongs to it.  The clip norm of the next
+step is computed from what was published, so it costs nothing more.
+
 Unknown kinds and unknown fields are errors: what is unknown is unsupported, never guessed.
 """
 
@@ -23,12 +36,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from privft.errors import AccountingError
 
 Unit = Literal["record", "subject"]
-Clipping = Literal["flat", "automatic", "per-layer"]
+Clipping = Literal["flat", "automatic", "per-layer", "adaptive"]
 Adjacency = Literal["add-remove", "substitute"]
 
 
@@ -101,13 +114,17 @@ class Mechanism:
     unit: whose data one guarantee protects; also what is sampled, clipped, encrypted and erased.
     adjacency: the relation under which the guarantee is admitted (add or remove one unit).
     sampler: every unit is included in every step by its own coin of `sampling_probability`.
-    noise_multiplier: standard deviation of the noise in units of `clip_norm`.
-    clip_norm: largest l2 norm that one unit's gradient may have, over all trained parameters.
+    noise_multiplier: standard deviation of the noise in units of `clip_norm`; with adaptive
+        clipping that of gradients and count together (the module's docstring).
+    clip_norm: largest l2 norm that one unit's gradient may have, over all trained parameters; with
+        adaptive clipping that of the first step.
     steps: how many noisy steps there are, empty samples included.
     expected_batch_size: the divisor of the noisy sum; declared, never the realised size.
     normaliser: says so in words, because reports quote it.
     clipping: how a gradient is brought within `clip_norm` (`training.clipping`); the bound, which
         is all that accounting needs, is the same for each.
+    count_noise: standard deviation of the noise on the centred count of unclipped units; None
+        unless clipping is adaptive.
     noise: floating-point deviates, or whole numbers that are safe from attacks on low bits
         (`training.discrete` says why the same event accounts for both).
     """
@@ -123,6 +140,7 @@ class Mechanism:
     normaliser: Literal["expected-batch-size"] = "expected-batch-size"
     noise: Literal["gaussian", "discrete-gaussian"] = "gaussian"
     clipping: Clipping = "flat"
+    count_noise: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.unit in ("record", "subject"), f"expected a known unit, got {self.unit!r}")
@@ -137,8 +155,13 @@ class Mechanism:
             f"expected gaussian or discrete-gaussian noise, got {self.noise!r}",
         )
         _require(
-            self.clipping in ("flat", "automatic", "per-layer"),
-            f"expected flat, automatic or per-layer clipping, got {self.clipping!r}",
+            self.clipping in get_args(Clipping),
+            f"expected {', '.join(get_args(Clipping))} clipping, got {self.clipping!r}",
+        )
+        _require(
+            (self.count_noise is not None) == (self.clipping == "adaptive"),
+            "expected count_noise with adaptive clipping and with no other, got "
+            f"{self.count_noise} with {self.clipping}",
         )
         _require(
             math.isfinite(self.clip_norm) and self.clip_norm > 0,
@@ -149,6 +172,24 @@ class Mechanism:
             f"expected expected_batch_size > 0, got {self.expected_batch_size}",
         )
         self.event()  # checks the other three
+        _require(
+            self.count_noise is None
+            or (math.isfinite(self.count_noise) and 2 * self.count_noise > self.noise_multiplier),
+            "expected count_noise above half the noise_multiplier "
+            f"{self.noise_multiplier}, got {self.count_noise}",
+        )
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Standard deviation of the noise on the sum of gradients, in units of the clip norm.
+
+        With adaptive clipping it is larger than `noise_multiplier`, which also pays for the count.
+        """
+        if self.count_noise is None:
+            return self.noise_multiplier
+        # Written so that nothing cancels but what must; the hair covers the rounding.
+        ratio = self.noise_multiplier / (2 * self.count_noise)
+        return self.noise_multiplier / math.sqrt((1 - ratio) * (1 + ratio)) * (1 + 2.0**-48)
 
     def event(self) -> Event:
         """The whole run as one accounting event."""

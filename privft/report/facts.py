@@ -117,7 +117,8 @@ class MechanismFacts(Strict):
     expected_batch_size: Positive
     normaliser: Literal["expected-batch-size"]
     noise: Literal["gaussian", "discrete-gaussian"]
-    clipping: Literal["flat", "automatic", "per-layer"]
+    clipping: Literal["flat", "automatic", "per-layer", "adaptive"]
+    count_noise: Positive | None
 
 
 class Noise(Strict):

@@ -123,6 +123,12 @@ def _parameters(facts: Facts) -> list[Hazard]:
             "met",
             f"every unit's whole gradient is clipped to norm {facts.mechanism.clip_norm:g}"
             + (
+                ", then to one that follows a noisy count of unclipped units, itself part of the "
+                "same event"
+                if facts.mechanism.count_noise
+                else ""
+            )
+            + (
                 f", and at most {data.max_records_per_unit} records of a unit are used."
                 if data.max_records_per_unit
                 else "."

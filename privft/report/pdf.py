@@ -174,6 +174,12 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
                     ("sampling probability q", m.sampling_probability),
                     ("noise multiplier σ", m.noise_multiplier),
                     ("clip norm C", m.clip_norm),
+                    ("clipping", m.clipping),
+                    *(
+                        [("noise on the count of unclipped units, part of σ", m.count_noise)]
+                        if m.count_noise is not None
+                        else []
+                    ),
                     ("steps T, empty samples included", m.steps),
                     ("divisor: expected batch size", m.expected_batch_size),
                     ("delta δ", claim.delta),

@@ -13,9 +13,9 @@ from privft.budget.accounting import calibrate_noise, cost
 from privft.budget.filter import admit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Mechanism
-from privft.config import RunConfig
-from privft.errors import BudgetExceeded
+from privft.budget.mechanism import Event, Mechanism
+from privft.config import PrivacyConfig, RunConfig
+from privft.errors import BudgetExceeded, ConfigError
 from privft.policy import Policy
 from privft.stages.data import dataset_entry, policy_of
 from privft.workspace import Workspace
@@ -39,8 +39,19 @@ def mechanism_of(config: RunConfig) -> Mechanism:
 
 
 def mechanism_with(config: RunConfig, noise: float) -> Mechanism:
-    """The mechanism of a config at this noise multiplier."""
+    """The mechanism of a config at this noise multiplier.
+
+    Errors: `ConfigError` when the noise that it names for the count of adaptive clipping is so
+    small that the count alone would cost more than the run.
+    """
     privacy = config.privacy
+    count_noise = _count_noise(privacy, noise)
+    if count_noise is not None and 2 * count_noise <= noise:
+        raise ConfigError(
+            f"privacy.adaptive.count_noise is {count_noise:g}, and must be above half the noise "
+            f"multiplier {noise:.4g}",
+            hint=f"leave it out, or write {2 * noise:.2g}",
+        )
     return Mechanism(
         unit=privacy.unit,
         sampling_probability=privacy.sampling_probability,
@@ -50,6 +61,23 @@ def mechanism_with(config: RunConfig, noise: float) -> Mechanism:
         expected_batch_size=float(privacy.expected_batch_size),
         noise="discrete-gaussian" if privacy.secure_noise else "gaussian",
         clipping=privacy.clipping,
+        count_noise=count_noise,
+    )
+
+
+def _count_noise(privacy: PrivacyConfig, noise: float) -> float | None:
+    """The noise on the count of adaptive clipping (`config.AdaptiveClippingConfig`)."""
+    if privacy.clipping != "adaptive":
+        return None
+    named = privacy.adaptive.count_noise if privacy.adaptive else None
+    return named or max(privacy.expected_batch_size / 20, 2 * noise)
+
+
+def _event(privacy: PrivacyConfig, noise: float) -> Event:
+    return Event(
+        noise_multiplier=noise,
+        sampling_probability=privacy.sampling_probability,
+        count=privacy.max_steps,
     )
 
 
@@ -58,7 +86,7 @@ def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> f
     spent = (*view.spent, *view.reserved)
 
     def admitted(noise: float) -> bool:
-        return admit(view.cap, spent, (mechanism_with(config, noise).event(),)).admitted
+        return admit(view.cap, spent, (_event(config.privacy, noise),)).admitted
 
     low, high = _LEAST_NOISE, _MOST_NOISE
     if not admitted(high):
@@ -66,7 +94,7 @@ def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> f
     while high > low * 1.0001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if admitted(middle) else (middle, high)
-    alone = cost((mechanism_with(config, high).event(),), config.privacy.delta_value).epsilon
+    alone = cost((_event(config.privacy, high),), config.privacy.delta_value).epsilon
     return min(math.floor(alone * 20) / 20, policy.max_epsilon_per_run.value) or None
 
 

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from privft.audit.canaries import Shape, Vocabulary, vocabulary_of
-from privft.config import RunConfig
+from privft.config import AdaptiveClippingConfig, RunConfig
 from privft.errors import InputError, PlanError, UsageError
 from privft.plan import ModelFacts
 from privft.training import adapter, basemodel
 from privft.training.examples import UnitExamples, encode_unit
-from privft.training.loop import Optimisation, Performance
+from privft.training.loop import Performance
 from privft.training.losses import TrainedModel
+from privft.training.optimiser import Optimisation
 from privft.training.scoring import unit_losses
 from privft.vault.fields import FieldMap
 from privft.vault.intake import BadRow, parse_record, stream_rows
@@ -155,6 +156,7 @@ class Workbench:
     def optimisation(self) -> Optimisation:
         """The optimiser's settings."""
         training = self.config.training
+        adaptive = self.config.privacy.adaptive or AdaptiveClippingConfig()
         return Optimisation(
             optim=training.optim,
             learning_rate=training.learning_rate,
@@ -165,6 +167,11 @@ class Workbench:
             adam_beta1=training.adam_beta1,
             adam_beta2=training.adam_beta2,
             adam_epsilon=training.adam_epsilon,
+            adam_noise_correction=training.adam_noise_correction,
+            adam_noise_floor=training.adam_noise_floor,
+            momentum=training.momentum,
+            clip_quantile=adaptive.target_quantile,
+            clip_learning_rate=adaptive.learning_rate,
         )
 
     def performance(self) -> Performance:

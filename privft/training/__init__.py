@@ -9,6 +9,9 @@
     products   matrix products whose bits companions cannot change; one gradient a unit
     opacus_engine   the same gradients by Opacus, to hold ours against before every run
     noise      the Gaussian noise, keyed by step and parameter
+    discrete   the same on whole numbers, safe in floating point
+    adaptive   the clip norm that follows a quantile, and the noise on its count
+    optimiser  what becomes of a noisy gradient, and what each option does under noise
     loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
     checkpoint state as sealed bytes and as a digest
     scoring    losses of units without gradients, for audits and evaluation

@@ -3,13 +3,14 @@
 Format of the bytes (never pickle): one safetensors file with
     parameter/NAME        each trained parameter
     KEY/NAME              the optimiser's tensors of that parameter (exp_avg, exp_avg_sq,
-                          momentum_buffer, and `step` as a scalar)
+                          momentum_buffer, noise_sq, and `step` as scalars)
+    clip_norm             float64, shape []: that of the next step, which adaptive clipping moves
 and the metadata {"format": "privft-state-v1", "step": "<completed steps>"}.
 
 The digest is SHA-256 over the context (hashes of plan and manifest, `Performance`, platform), the
-step, and every tensor's name, type, shape and bytes in the order of names.  A step may be done
-again only from a state of the same digest (DESIGN.md, invariant 3): the same noise on two
-different sums would cancel.
+step, the clip norm, and every tensor's name, type, shape and bytes in the order of names.  A step
+may be done again only from a state of the same digest (DESIGN.md, invariant 3): the same noise on
+two different sums would cancel.
 """
 
 from __future__ import annotations
@@ -59,11 +60,12 @@ def state_digest(
     optimizer: torch.optim.Optimizer,
     *,
     step: int,
+    clip_norm: float,
     context: Mapping[str, Any],
 ) -> str:
     """The hex digest of the state after `step` completed steps."""
     digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
-    digest.update(struct.pack(">Q", step))
+    digest.update(struct.pack(">Qd", step, clip_norm))
     for name, tensor in _tensors(parameters, optimizer).items():
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
@@ -71,23 +73,30 @@ def state_digest(
 
 
 def pack_state(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, *, step: int
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    clip_norm: float,
 ) -> bytes:
     """The state after `step` completed steps, in the format of the module's docstring."""
     metadata = {"format": FORMAT, "step": str(step)}
-    packed: bytes = save_tensors(_tensors(parameters, optimizer), metadata=metadata)
+    tensors = _tensors(parameters, optimizer)
+    tensors["clip_norm"] = torch.tensor(clip_norm, dtype=torch.float64)
+    packed: bytes = save_tensors(tensors, metadata=metadata)
     return packed
 
 
 def restore_state(
     state: bytes, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
-    """Put `state` back, in place; returns the number of completed steps."""
+) -> tuple[int, float]:
+    """Put `state` back, in place; the number of completed steps, and the clip norm of the next."""
     try:
         (length,) = struct.unpack_from("<Q", state)
         metadata = json.loads(state[8 : 8 + length])["__metadata__"]
         tensors = load_tensors(state)
         step = int(metadata["step"])
+        clip_norm = float(tensors.pop("clip_norm"))
     except Exception as error:
         raise IntegrityError(
             f"a checkpoint of {len(state)} bytes is not in the format {FORMAT}"
@@ -103,7 +112,7 @@ def restore_state(
             parameter.copy_(tensors.pop(f"parameter/{name}"))
     for full, tensor in tensors.items():
         key, name = full.split("/", 1)
-        # `step` stays on the host, as torch.optim keeps it
+        # scalars stay on the host, as torch.optim keeps its `step`
         target = parameters[name]
-        optimizer.state[target][key] = tensor if key == "step" else tensor.to(target.device)
-    return step
+        optimizer.state[target][key] = tensor.to(target.device) if tensor.dim() else tensor
+    return step, clip_norm

@@ -9,8 +9,8 @@ How (C is the clip norm, n a unit's norm), each with a sensitivity of C:
                 units weigh nearly alike, and the learning rate takes over the clip norm's part
     per-layer   each of L layers to C / sqrt(L)             McMahan et al. 2018, arXiv 1710.06963:
                 coarser, of use where a few layers dwarf the others
-A clip norm that adapts to a quantile of the norms (Andrew et al. 2021) is not offered: its count
-is one more query on the data, to be noised and charged together with the sum.
+    adaptive    as flat, with a C that follows a quantile of the norms (Andrew et al. 2021); for
+                that it counts who was not clipped, which is part of the same event (`adaptive`)
 
 Guarantees (DESIGN.md, invariant 2):
     - a unit's gradient is the mean over its records of each record's mean loss per label token;
@@ -37,6 +37,8 @@ from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.products import UnitProducts
 
 _HAIR = 1.0 - 2.0**-40
+COUNT = "unclipped units"
+"""The count's name among the sums; no parameter is called so, since their names have no spaces."""
 AUTOMATIC_STABILITY = 0.01
 """What AUTO-S adds to the norm (gamma of Bu et al. 2023, their recommended value)."""
 
@@ -107,7 +109,7 @@ def unit_factors(
     Guarantees: a unit's whole gradient then has an l2 norm of at most `clip_norm`.
     """
     norms_U = unit_norms(gradients)
-    if clipping == "flat":
+    if clipping in ("flat", "adaptive"):
         factors_U = clip_factors(norms_U, clip_norm).tolist()
         return dict.fromkeys(gradients, factors_U)
     if clipping == "automatic":
@@ -126,6 +128,18 @@ def unit_factors(
     return factors
 
 
+def add_count(totals: Mapping[str, torch.Tensor], factors: Mapping[str, list[float]]) -> None:
+    """Add each unit's 1 if it was not clipped, or -1, to the count in `totals`, if there is one.
+
+    factors: as `unit_factors` gives them; exactly 1 for a unit that was not clipped.
+
+    Guarantees: a unit moves the count by exactly 1 up or down, whatever its gradient.
+    """
+    if COUNT in totals:
+        of_units = next(iter(factors.values()))
+        totals[COUNT].add_(sum(1 if factor == 1.0 else -1 for factor in of_units))
+
+
 def add_clipped(
     totals: Mapping[str, torch.Tensor],
     gradients: Mapping[str, torch.Tensor],
@@ -135,6 +149,7 @@ def add_clipped(
     """Add each unit's clipped gradient to `totals` (float64, by name), in place, unit by unit, so
     that the sum does not depend on how units were dealt to microbatches."""
     factors = unit_factors(gradients, clip_norm, clipping)
+    add_count(totals, factors)
     for name, gradient in gradients.items():
         for row, factor in zip(gradient, factors[name], strict=True):
             if factor:  # a unit whose gradient is not finite has factors of 0

@@ -8,7 +8,9 @@
         divide by the expected batch size                never by the realised one
         optimiser step
 
-There is no branch on data: an empty sample goes the same way and yields noise alone.
+There is no branch on data: an empty sample goes the same way and yields noise alone.  With
+adaptive clipping a noisy count of who was not clipped is part of the same step, and gives the next
+clip norm.
 
 `Mechanism` carries every number that the guarantee depends on; `Optimisation` carries what is
 post-processing of noisy sums; `Performance` carries what may change speed and memory but not the
@@ -17,44 +19,25 @@ guarantee.  Secrets (`streams`) are call arguments.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from privft.budget.mechanism import Clipping, Mechanism
 from privft.randomness import KeyedStreams
+from privft.training.adaptive import next_clip_norm, noisy_count
 from privft.training.checkpoint import pack_state, restore_state, state_digest
-from privft.training.clipping import UnitGradients, add_clipped
+from privft.training.clipping import COUNT, UnitGradients, add_clipped
 from privft.training.discrete import Grid, add_rounded, grid_of
 from privft.training.examples import UnitExamples, choose_records, microbatches
 from privft.training.losses import TrainedModel
 from privft.training.noise import add_noise
+from privft.training.optimiser import Optimisation, make_optimizer, set_step
 from privft.training.sampling import poisson_sample
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """What happens to a noisy mean gradient; post-processing, so free of privacy cost.
-
-    head_learning_rate: for parameters whose name starts with "head."; None means the common one.
-    """
-
-    optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
-    learning_rate: float
-    head_learning_rate: float | None = None
-    lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    momentum: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,54 +60,14 @@ class Units(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What the loop tells after a step.  Everything but `step` is private (it depends on who is in
-    the data), and shown only where the policy says so."""
+    """What the loop tells after a step.  Numbers of units and tokens are private (they depend on
+    who is in the data), and shown only where the policy says so; the clip norm of the next step is
+    not (what it depends on is noisy)."""
 
     step: int
     sampled_units: int
     tokens: int
-
-
-def learning_rate_factor(plan: Optimisation, step: int, steps: int) -> float:
-    """What the learning rate of 0-based `step` is multiplied by."""
-    warmup = math.ceil(plan.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    if plan.lr_scheduler_type == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, steps - warmup)
-    if plan.lr_scheduler_type == "linear":
-        return 1.0 - progress
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], plan: Optimisation
-) -> torch.optim.Optimizer:
-    """The optimiser of the noisy means; two groups where the head has its own learning rate."""
-    head = [p for name, p in parameters.items() if name.startswith("head.")]
-    body = [p for name, p in parameters.items() if not name.startswith("head.")]
-    head_rate = plan.head_learning_rate or plan.learning_rate
-    groups = [
-        {"params": group, "lr": rate, "base_lr": rate}
-        for group, rate in ((body, plan.learning_rate), (head, head_rate))
-        if group
-    ]
-    if plan.optim == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=plan.learning_rate,
-            momentum=plan.momentum,
-            weight_decay=plan.weight_decay,
-        )
-    return torch.optim.AdamW(
-        groups,
-        lr=plan.learning_rate,
-        betas=(plan.adam_beta1, plan.adam_beta2),
-        eps=plan.adam_epsilon,
-        weight_decay=plan.weight_decay,
-        foreach=False,
-    )
+    clip_norm: float
 
 
 def clipped_sum(
@@ -137,10 +80,11 @@ def clipped_sum(
     grid: Grid | None = None,
 ) -> dict[str, torch.Tensor]:
     """The sum over `units` of their clipped gradients: float64, by parameter name; with a `grid`
-    in whole numbers of its steps, int64.
+    in whole numbers of its steps, int64.  With adaptive clipping, under `COUNT`, also how many were
+    not clipped less how many were, int64.
 
-    Guarantees: adding or removing one unit changes the result by at most `clip_norm` in l2 norm
-    (but for the rounding of the float64 sum; with a grid exactly).
+    Guarantees: adding or removing one unit changes the sums by at most `clip_norm` in l2 norm (but
+    for the rounding of the float64 sum; with a grid exactly), and the count by 1.
     """
     totals = {
         name: torch.zeros(
@@ -150,6 +94,8 @@ def clipped_sum(
         )
         for name, parameter in gradients_of.parameters.items()
     }
+    if clipping == "adaptive":
+        totals[COUNT] = torch.zeros((), dtype=torch.int64)
     for batch in microbatches(units, token_budget=token_budget):
         if grid is None:
             add_clipped(totals, gradients_of(batch), clip_norm, clipping)
@@ -196,12 +142,17 @@ def train(
     gradients_of = UnitGradients(model)
     parameters = gradients_of.parameters
     optimizer = make_optimizer(parameters, optimisation)
-    grid = grid_for(mechanism, gradients_of)
-    first = 0 if resume is None else restore_state(resume, parameters, optimizer)
+    first, clip_norm = 0, mechanism.clip_norm
+    if resume is not None:
+        first, clip_norm = restore_state(resume, parameters, optimizer)
     for step in range(first, mechanism.steps):
-        journal(step, state_digest(parameters, optimizer, step=step, context=context))
+        now = replace(mechanism, clip_norm=clip_norm)
+        digest = state_digest(
+            parameters, optimizer, step=step, clip_norm=clip_norm, context=context
+        )
+        journal(step, digest)
 
-        sampled = _sample(units, canaries, mechanism, streams, step)
+        sampled = _sample(units, canaries, now, streams, step)
         sampled = [
             choose_records(unit, limit=max_records_per_unit, streams=streams, step=step)
             for unit in sampled
@@ -209,27 +160,34 @@ def train(
         sums = clipped_sum(
             gradients_of,
             sampled,
-            clip_norm=mechanism.clip_norm,
+            clip_norm=clip_norm,
             token_budget=performance.token_budget,
-            clipping=mechanism.clipping,
-            grid=grid,
+            clipping=now.clipping,
+            grid=grid_for(now, gradients_of),
         )
-        noisy = add_noise(sums, mechanism, streams=streams, step=step)
+        if now.clipping == "adaptive":
+            clip_norm = next_clip_norm(
+                clip_norm,
+                noisy_count(sums.pop(COUNT), now, streams=streams, step=step),
+                expected_batch_size=now.expected_batch_size,
+                target_quantile=optimisation.clip_quantile,
+                learning_rate=optimisation.clip_learning_rate,
+            )
+        noisy = add_noise(sums, now, streams=streams, step=step)
         del sums
         for name, parameter in parameters.items():
-            mean = noisy[name] / mechanism.expected_batch_size
+            mean = noisy[name] / now.expected_batch_size
             parameter.grad = mean.to(parameter.dtype)
-        factor = learning_rate_factor(optimisation, step, mechanism.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        noise = now.gradient_noise_multiplier * now.clip_norm / now.expected_batch_size
+        set_step(optimizer, optimisation, step=step, steps=now.steps, noise=noise)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         done = step + 1
-        if done % performance.checkpoint_every == 0 and done < mechanism.steps:
-            save(pack_state(parameters, optimizer, step=done))
+        if done % performance.checkpoint_every == 0 and done < now.steps:
+            save(pack_state(parameters, optimizer, step=done, clip_norm=clip_norm))
         tokens = sum(len(e.input_ids) for unit in sampled for e in unit.examples)
-        tell(StepReport(step=done, sampled_units=len(sampled), tokens=tokens))
+        tell(StepReport(step=done, sampled_units=len(sampled), tokens=tokens, clip_norm=clip_norm))
 
 
 def _sample(

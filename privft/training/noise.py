@@ -1,7 +1,7 @@
 """The noise of the Gaussian mechanism, keyed by step and parameter.
 
-Standard deviation `noise_multiplier * clip_norm` on the *sum* of clipped unit gradients (one draw
-a step; never a draw a microbatch or a rank).  Two kinds, which the mechanism names:
+Standard deviation `gradient_noise_multiplier * clip_norm` on the *sum* of clipped unit gradients
+(one draw a step; never a draw a microbatch or a rank).  Two kinds, which the mechanism names:
 
     gaussian            drawn and added in float64: open to Mironov 2012, and labelled so
     discrete-gaussian   whole numbers on whole numbers: see `discrete`
@@ -30,7 +30,7 @@ def add_noise(
     Guarantees: independent between names and steps; the same (secret, step, name) gives the same
     bits, on every device, since the draw happens on the host.
     """
-    scale = mechanism.noise_multiplier * mechanism.clip_norm
+    scale = mechanism.gradient_noise_multiplier * mechanism.clip_norm
     noisy = {}
     if mechanism.noise == "discrete-gaussian":
         grid = grid_of(mechanism, sum(total.numel() for total in sums.values()))
@@ -57,7 +57,8 @@ def describe(mechanism: Mechanism, *, numbers: int, epsilon: float) -> dict[str,
             "secure": False,
             "caveat": "noise is drawn and added in floating point; the guarantee is proved for "
             "real numbers, and an attacker who sees exact bits of noisy sums could in principle "
-            "do better (Mironov 2012); only rounded, accumulated adapter weights are ever released",
+            "do better (Mironov 2012; Jin et al. 2022); only rounded, accumulated adapter weights "
+            "are ever released",
         }
     bits = grid_of(mechanism, numbers).bits
     added = extra_delta(mechanism, numbers, epsilon)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from privft.audit.selfcheck import Check, check_mechanism
 from privft.audit.suite import SelfcheckSpec, load_suite
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
-from privft.training import loop
-from privft.training.clipping import UnitGradients
+from privft.training import clipping, loop
+from privft.training.clipping import COUNT, UnitGradients
 from privft.training.examples import UnitExamples
 
 MECHANISM = Mechanism(
@@ -293,6 +293,65 @@ def test_a_planted_fault_is_caught(
 ) -> None:
     plant(monkeypatch)
     assert caught_by <= failed()
+
+
+# --- adaptive clipping ------------------------------------------------------------------------
+
+ADAPTIVE = "adaptive clipping: one event of sum and count"
+
+
+def adaptive_check(noise: Literal["gaussian", "discrete-gaussian"] = "gaussian") -> Check:
+    """With a count noise so small that both kinds of noise are far from the noise multiplier."""
+    mechanism = dataclasses.replace(MECHANISM, clipping="adaptive", count_noise=0.6, noise=noise)
+    checks = check_mechanism(SPEC, bytes([9]) * 32, mechanism=mechanism, claim=CLAIM)
+    assert [check.check for check in checks if not check.ok] in ([], [ADAPTIVE])
+    (found,) = [check for check in checks if check.check == ADAPTIVE]
+    return found
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
+def test_sum_and_count_are_one_event(noise: Literal["gaussian", "discrete-gaussian"]) -> None:
+    check = adaptive_check(noise)
+    assert check.ok, check.detail
+    assert "moved the count by at most 0.500000" in check.detail
+
+
+def half_the_noise_on_the_count(patch: pytest.MonkeyPatch) -> None:
+    sound = loop.noisy_count
+
+    def half(count: torch.Tensor, mechanism: Mechanism, **more: Any) -> float:
+        return (sound(count, mechanism, **more) + float(count) / 2) / 2
+
+    patch.setattr(loop, "noisy_count", half)
+
+
+def a_count_that_is_not_centred(patch: pytest.MonkeyPatch) -> None:
+    def uncentred(totals: Mapping[str, Any], factors: Mapping[str, list[float]]) -> None:
+        if COUNT in totals:
+            totals[COUNT].add_(2 * next(iter(factors.values())).count(1.0))
+
+    patch.setattr(clipping, "add_count", uncentred)
+
+
+def gradients_that_do_not_pay_for_the_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Mechanism, "gradient_noise_multiplier", property(lambda self: self.noise_multiplier)
+    )
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        half_the_noise_on_the_count,
+        a_count_that_is_not_centred,
+        gradients_that_do_not_pay_for_the_count,
+    ],
+)
+def test_a_fault_in_the_joint_event_is_caught(
+    monkeypatch: pytest.MonkeyPatch, plant: Patch
+) -> None:
+    plant(monkeypatch)
+    assert not adaptive_check().ok
 
 
 def test_threads_are_as_before_after_a_check() -> None:

@@ -13,7 +13,7 @@ from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
 from privft.training import loop, products
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
-from privft.training.clipping import UnitGradients, unit_norms
+from privft.training.clipping import COUNT, UnitGradients, unit_norms
 from privft.training.examples import IGNORED, Example, UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
 from tests.training.tiny import VOCABULARY, mechanism, tiny_bert, tiny_llama
@@ -79,6 +79,25 @@ def test_whole_numbers_pass_too_and_companions_change_no_bit(kind: str) -> None:
     found = checked(MODELS[kind](), noise="discrete-gaussian")
     assert [check.check for check in found if not check.ok] == []
     assert found[COMPANIONS].detail.endswith("in 0 of 8 cases")
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
+def test_a_unit_moves_sum_and_count_by_no_more_than_they_may(noise: str) -> None:
+    more = {"clipping": "adaptive", "count_noise": 0.6, "noise": noise}
+    for clip_norm in (1e-3, 0.1, 1e3):
+        check = checked(language_model(), clip_norm, **more)[INFLUENCE]
+        assert check.ok
+        assert check.detail.endswith("counts, with the count of unclipped units")
+
+
+def test_a_count_that_a_unit_moves_by_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncentred(*args: Any, **more: Any) -> dict[str, torch.Tensor]:
+        sums = loop.clipped_sum(*args, **more)
+        sums[COUNT] = sums[COUNT] + 4 * len(args[1])
+        return sums
+
+    monkeypatch.setattr(stepcheck, "clipped_sum", uncentred)
+    assert not checked(language_model(), clipping="adaptive", count_noise=0.6)[INFLUENCE].ok
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -101,6 +101,7 @@ def made_up_facts() -> dict[str, Any]:
             "normaliser": "expected-batch-size",
             "noise": "gaussian",
             "clipping": "flat",
+            "count_noise": None,
         },
         "events": [
             {

@@ -8,8 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
+from privft.budget.filter import rdp
+from privft.budget.mechanism import Event
 from privft.randomness import KeyedStreams
 from privft.training import discrete
 from privft.training.clipping import UnitGradients
@@ -174,6 +176,34 @@ def test_the_noise_has_the_stated_scale_and_wrong_scales_are_rejected() -> None:
     again = add_noise(zero, SECURE, streams=STREAMS, step=0)
     assert all(torch.equal(again[name], noisy[0][name]) for name in zero)
     assert not torch.equal(noisy[0]["a"], noisy[1]["a"])
+
+
+def divergence(log_p: np.ndarray, log_q: np.ndarray, order: int) -> float:
+    """The Renyi divergence of two laws on the same points."""
+    return float(special.logsumexp(order * log_p + (1 - order) * log_q)) / (order - 1)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 6, 10])
+@pytest.mark.parametrize("probability", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize(("scale", "moved"), [(1.0, 1), (4.0, 3), (8.0, 16)])
+def test_with_sampling_its_renyi_divergence_is_the_gaussians_at_whole_orders(
+    order: int, probability: float, scale: float, moved: int
+) -> None:
+    """In both directions, summed over all whole numbers that matter; what admission rests on."""
+    reach = int(60 * scale) + order * moved
+    places = np.arange(-reach, reach + 1)
+    without = -((places / scale) ** 2) / 2
+    with_it = -(((places - moved) / scale) ** 2) / 2
+    without -= special.logsumexp(without)
+    with_it -= special.logsumexp(with_it)
+    mixture = np.logaddexp(
+        without + (np.log1p(-probability) if probability < 1 else -np.inf),
+        with_it + np.log(probability),
+    )
+    event = Event(noise_multiplier=scale / moved, sampling_probability=probability)
+    (gaussian,) = rdp((event,), (float(order),))
+    assert divergence(mixture, without, order) == pytest.approx(gaussian, rel=1e-9)
+    assert divergence(without, mixture, order) <= gaussian * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 5.0, 20.0])

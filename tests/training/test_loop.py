@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -18,16 +16,10 @@ from privft.training.adapter import (
     trained_snapshot,
 )
 from privft.training.clipping import UnitGradients
-from privft.training.loop import (
-    Optimisation,
-    Performance,
-    StepReport,
-    clipped_sum,
-    learning_rate_factor,
-    train,
-)
+from privft.training.loop import Performance, StepReport, clipped_sum, train
 from privft.training.losses import LanguageModel, trained_parameters
 from privft.training.noise import add_noise
+from privft.training.optimiser import Optimisation
 from privft.training.sampling import poisson_sample
 from privft.training.scoring import unit_losses
 from tests.training.tiny import ListUnits, mechanism, text_units, tiny_llama
@@ -196,12 +188,3 @@ def test_frozen_a_trains_b_only() -> None:
 
 def test_the_label_only_loss_is_the_models_own() -> None:
     model().check_against_own_loss(UNITS[0].examples[1])
-
-
-def test_schedules() -> None:
-    plan = Optimisation(learning_rate=1.0, lr_scheduler_type="cosine", warmup_ratio=0.2)
-    factors = [learning_rate_factor(plan, step, 10) for step in range(10)]
-    assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[2:] == sorted(factors[2:], reverse=True)
-    linear = dataclasses.replace(plan, lr_scheduler_type="linear", warmup_ratio=0.0)
-    assert learning_rate_factor(linear, 5, 10) == 0.5
