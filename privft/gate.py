@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.config import RunConfig
     from privft.plan import Plan
     from privft.policy import Check as PolicyCheck
+    from privft.report.countersigned import Countersigned
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
     from privft.stages.sweeping import SweepPrice
@@ -331,10 +332,7 @@ def waiver(
         raise UsageError(f"expected an expiry after {now}, got {expires}")
     audited = ledger.entries(kind="run-audited", run=run)[-1]
     message = waiver_message(
-        run,
-        statement_sha256=audited.body["statement_sha256"],
-        reason=reason,
-        expires=expires,
+        run, statement_sha256=audited.body["statement_sha256"], reason=reason, expires=expires
     )
     signatures = []
     for person in people:
@@ -378,8 +376,8 @@ def check_release(ledger: Ledger, run: str, *, actor: Identity) -> State:
 
 def countersign(
     workspace: Workspace, ledger: Ledger, run: str, *, person: Identity, dry_run: bool = False
-) -> str:
-    """An approver signs the report of an audited run; the digest of the statement."""
+) -> tuple[str, Countersigned]:
+    """An approver signs the report of an audited run; the statement's digest, and who signed."""
     from privft.stages import releasing
 
     require(ledger.run(run), "countersign", now=_now())

@@ -22,13 +22,13 @@ An **overlay** starts from another policy and may only tighten it, so an organis
     purpose: notes of one ward
     max_epsilon_per_run: {value: 2.0, why: ..., source: ward committee, 2026-03-02}
 
-What counts as tighter stands in `_TIGHTER`, one line a rule; a rule missing there may not be
-overlaid at all.
+What counts as tighter stands in `_TIGHTER`, one line a rule; others may not be overlaid at all.
 
 `check` compares the public facts of a plan with every rule and answers for each, kept or broken,
-with what to do; `enforce` turns the broken ones into a refusal.  Whether the budget has room is not
-asked here: that is the filter's question (budget.filter), under the `Cap` that the policy gave the
-data set when it was created (`Policy.cap`).  Two rules compare that cap with the policy of today.
+with what to do; `enforce` turns the broken ones into a refusal.  Two questions are not asked here:
+whether the budget has room is the filter's (budget.filter), under the `Cap` that the policy gave
+the data set when it was created, with which two rules compare the policy of today; and who
+countersigned the report is known only after the audit (report.countersigned).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Age(Strict):
     days: _Positive
 
 
-class Rule(Strict, Generic[ValueT]):
+class Rule(Strict, Generic[ValueT], use_attribute_docstrings=False):  # 10 ms a kind of value
     """A value, why it is what it is, and where that comes from."""
 
     value: ValueT
@@ -105,7 +105,9 @@ class Policy(Strict):
     approvals: Rule[Annotated[int, Field(ge=0, le=5)]]
     """How many people must sign a plan before it runs."""
     four_eyes: Rule[bool]
-    """Who runs the plan does not count among them."""
+    """Who runs the plan does not count among them, nor among those who countersign."""
+    countersignatures: Rule[Annotated[int, Field(ge=0, le=5)]]
+    """How many approvers must sign the audited report too before it is released."""
     secure_noise: Rule[bool]
     """Noise must be drawn so that floating point gives nothing away."""
     recipients_allowed: Rule[Annotated[tuple[RecipientKind, ...], Field(min_length=1)]]
@@ -170,6 +172,7 @@ _TIGHTER: dict[str, Callable[[Any, Any], bool]] = {
     "required_suite": _later_suite,
     "approvals": operator.ge,
     "four_eyes": operator.ge,
+    "countersignatures": operator.ge,
     "secure_noise": operator.ge,
     "recipients_allowed": _subset,
     "may_show_private_metrics": operator.le,
@@ -402,7 +405,5 @@ def _tighten(policy: Policy, overlay: Any, document: Document) -> Policy:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a whole policy, for editors."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Policy.model_json_schema(),
-    }
+    schema = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": schema, **Policy.model_json_schema()}

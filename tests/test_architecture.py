@@ -38,6 +38,7 @@ LAYERS: list[tuple[str, int]] = [
     ("privft.budget.signed", 1),
     ("privft.budget.selection", 1),
     ("privft.budget.calibration", 1),
+    ("privft.budget.tradeoff", 1),
     ("privft.audit.bounds", 1),
     ("privft.audit.rates", 1),
     ("privft.vault.floe", 1),

@@ -34,7 +34,9 @@ RULES = {name for name in Policy.model_fields if name not in {"version", "name",
     "based_on"
 }
 CHECKED = (
-    RULES - {"filter_orders", "may_show_private_metrics", "retention_days"} - {"witness_within"}
+    RULES
+    - {"filter_orders", "may_show_private_metrics", "retention_days"}
+    - {"witness_within", "countersignatures"}  # kept where time has come for them
 )
 GOOD = PlanFacts(
     epsilon=2.0,
@@ -274,6 +276,7 @@ def test_an_unknown_policy_is_refused_and_the_nearest_named() -> None:
         ("required_suite", "strict", "quick"),
         ("approvals", 2, 0),
         ("four_eyes", True, False),
+        ("countersignatures", 2, None),
         ("secure_noise", True, None),
         ("recipients_allowed", ["x25519"], None),
         ("may_show_private_metrics", False, True),

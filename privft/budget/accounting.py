@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import logging
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -35,6 +34,7 @@ from typing import Any
 from privft.budget.filter import merged as merged
 from privft.budget.filter import rdp as rdp
 from privft.budget.mechanism import Adjacency, Event
+from privft.budget.tradeoff import Losses, TradeOff, deltas, from_losses
 from privft.errors import AccountingError
 
 FINE, COARSE, COARSEST = 1e-4, 1e-3, 2e-3
@@ -72,51 +72,6 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, fit for canonical JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TradeOff:
-    """Lower bound on the errors of any attack (Dong, Roth and Su 2022): FNR at each FPR.
-
-    fpr: ascending from 0 to 1; fnr: descending; both of the same length.
-    advantage: the largest TPR - FPR that any attack can have.
-    mu_nearest: the Gaussian trade-off curve that is nearest in the largest difference, which is
-    `mu_gap`: a description in one number and not a bound.
-    """
-
-    fpr: tuple[float, ...]
-    fnr: tuple[float, ...]
-    advantage: float
-    mu_nearest: float
-    mu_gap: float
-    adjacency: Adjacency
-
-    @property
-    def max_accuracy(self) -> float:
-        """The odds of winning a bet on whether one unit was in the data, at even stakes."""
-        return (1 + self.advantage) / 2
-
-    def tpr_bound(self, fpr: float) -> float:
-        """The largest TPR that an attack with this FPR can have.
-
-        Between the points of the curve it is bounded from above: the curve is convex, so its
-        neighbouring chords, drawn further, stay below it.
-        """
-        if not 0 <= fpr <= 1:
-            raise ValueError(f"expected 0 <= fpr <= 1, got {fpr}")
-        right = bisect_right(self.fpr, fpr)
-        if right == len(self.fpr) or self.fpr[right - 1] == fpr:
-            return 1 - self.fnr[right - 1]
-        lowest = self.fnr[right]
-        chords = [at for at in (right - 2, right + 1) if 0 <= at < len(self.fpr) - 1]
-        for at in chords:
-            slope = (self.fnr[at + 1] - self.fnr[at]) / (self.fpr[at + 1] - self.fpr[at])
-            lowest = max(lowest, self.fnr[at] + slope * (fpr - self.fpr[at]))
-        return min(1.0, 1 - lowest)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain mapping, fit for canonical JSON."""
-        return {**asdict(self), "fpr": list(self.fpr), "fnr": list(self.fnr)}
 
 
 def _check_delta(delta: float) -> None:
@@ -185,16 +140,29 @@ def _epsilon_rdp(
     events: tuple[Event, ...], delta: float, orders: tuple[float, ...] | None = None
 ) -> tuple[float, float, bool]:
     """Epsilon, the order that gives it, and whether that is the grid's first or last."""
+    grid = orders or (_ALL_ORDERS if len(events) <= 8 else _QUICK_ORDERS)
+    whole = tuple(order for order in grid if order.is_integer())
+    epsilon, best = _rdp_at(events, delta, whole)
+    # Fractional orders are sharper and slow.  Along the orders epsilon falls, then rises, so those
+    # beside the best whole one are enough; were they not, the answer would be looser, not wrong.
+    near = tuple(order for order in grid if 0 < abs(order - best) < 1)
+    if near:
+        epsilon, best = min((epsilon, best), _rdp_at(events, delta, near))
+    return _trusted(epsilon, "RDP epsilon"), best, best in (grid[0], grid[-1])
+
+
+def _rdp_at(
+    events: tuple[Event, ...], delta: float, orders: tuple[float, ...]
+) -> tuple[float, float]:
+    """Epsilon and the order that gives it, of these."""
     from dp_accounting.rdp import compute_epsilon
 
-    if orders is None:  # fractional orders are sharper and slow: only for few different events
-        orders = _ALL_ORDERS if len(events) <= 8 else _QUICK_ORDERS
     totals = [0.0] * len(orders)
     for event in events:
         step = _their_rdp(event.noise_multiplier, event.sampling_probability, orders)
         totals = [total + event.count * value for total, value in zip(totals, step, strict=True)]
     epsilon, best = compute_epsilon(orders, totals, delta)
-    return _trusted(epsilon, "RDP epsilon"), float(best), best in (orders[0], orders[-1])
+    return float(epsilon), float(best)
 
 
 @lru_cache(maxsize=4096)
@@ -360,10 +328,8 @@ def max_steps(
 
 
 def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> TradeOff:
-    """The trade-off curve of the composition of `events`, at least one.
+    """The trade-off curve of the composition of `events`, at least one (`budget.tradeoff`).
 
-    Source: Dong, Roth and Su 2022, proposition 2.12: each (epsilon, delta) of the pessimistic PLD
-    is two lines that no attack gets below, and the curve is the highest of them at each FPR.
     Held against Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, as riskcal has it.
     """
     parts = merged(events)
@@ -376,35 +342,43 @@ def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> Tr
 def _tradeoff(parts: tuple[Event, ...], adjacency: Adjacency) -> TradeOff:
     import numpy as np
     from riskcal.analysis import get_beta_from_pld
-    from scipy.optimize import minimize_scalar
-    from scipy.special import ndtr, ndtri
 
     pld = _composed(parts, adjacency, _grid(len(parts)))
-    tails = np.logspace(-8, -1, 141)
-    fpr = np.unique(np.concatenate([[0.0], tails, np.linspace(0.1, 1, 181), 1 - tails]))
     farthest = min(pld.get_epsilon_for_delta(1e-10), 50.0)
-    # Small epsilons shape the curve most, so they lie closest.
-    epsilon = (farthest * np.linspace(0, 1, 1600) ** 2)[:, None]
-    delta = np.asarray(pld.get_delta_for_epsilon(epsilon[:, 0]))[:, None]
-    lines = [1 - delta - np.exp(epsilon) * fpr, np.exp(-epsilon) * (1 - delta - fpr)]
-    fnr = np.maximum(0.0, np.max(np.concatenate(lines), axis=0))
+    directions = _directions(pld)
+    for epsilon in (0.0, farthest / 7, farthest / 2):
+        ours = max(float(deltas(one, epsilon)) for one in directions)
+        theirs = float(pld.get_delta_for_epsilon(epsilon))
+        if not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-12):
+            raise AccountingError(f"delta at epsilon {epsilon:g} is {ours} here, {theirs} there")
+    curve = from_losses(
+        directions,
+        farthest=farthest,
+        advantage=_trusted(float(pld.get_delta_for_epsilon(0.0)), "advantage"),
+        adjacency=adjacency,
+    )
     # Below the other curve is cautious, and happens between our lines where noise is very low.
-    above = fnr - get_beta_from_pld(pld, alpha=fpr)
+    above = np.array(curve.fnr) - get_beta_from_pld(pld, alpha=np.array(curve.fpr))
     if not -10 * TOLERANCE < float(above.min()) <= float(above.max()) < TOLERANCE:
         raise AccountingError(
             f"two trade-off curves of the same events are apart by {above.min():.2g} to "
             f"{above.max():.2g}"
         )
+    return curve
 
-    def gap(mu: float) -> float:
-        return float(np.max(np.abs(fnr - ndtr(-ndtri(fpr) - mu))))
 
-    found = minimize_scalar(gap, bounds=(0, 20), method="bounded", options={"xatol": 1e-6})
-    return TradeOff(
-        fpr=tuple(fpr.tolist()),
-        fnr=tuple(fnr.tolist()),
-        advantage=min(1.0, _trusted(float(pld.get_delta_for_epsilon(0.0)), "advantage")),
-        mu_nearest=float(found.x),
-        mu_gap=gap(float(found.x)),
-        adjacency=adjacency,
-    )
+def _directions(pld: Any) -> list[Losses]:
+    """The distribution's arrays: dp_accounting's own evaluation at many epsilons walks them in
+    Python, half a second each.  They are its private fields, so `_tradeoff` checks the outcome."""
+    import numpy as np
+
+    distributions = [pld._pmf_remove] if pld._symmetric else [pld._pmf_remove, pld._pmf_add]
+    dense = [one.to_dense_pmf() for one in distributions]
+    return [
+        Losses(
+            losses=(np.arange(one.size) + one._lower_loss) * one._discretization,
+            probabilities=one._probs,
+            infinity_mass=one._infinity_mass,
+        )
+        for one in dense
+    ]

@@ -13,6 +13,8 @@ from privft.config import json_schema, load_config
 from privft.errors import PolicyRefused
 from privft.policy import load_policy, policy_names
 
+_COUNTERSIGN = "privft countersign RUN --key FILE, by approvers who have read the audited report"
+
 
 @click.group("policy")
 def policy_command() -> None:
@@ -85,16 +87,24 @@ def check_plan(ctx: click.Context, plan_file: Path, as_json: bool) -> None:
         now = format_time(datetime.now(UTC))
         checks += check_standing(opened.workspace, ledger, plan.dataset, policy, now=now)
     broken = [row for row in checks if not row.ok]
+    later = policy.countersignatures
     if as_json:
-        print_json([{**row.to_dict(), "fix": row.fix, "why": row.why} for row in checks])
+        found = [{**row.to_dict(), "fix": row.fix, "why": row.why} for row in checks]
+        asked = {"rule": "countersignatures", "limit": later.value, "got": None}
+        asked["ok"] = None if later.value else True  # nobody can have read what is not there yet
+        print_json([*found, {**asked, "fix": _COUNTERSIGN, "why": later.why}])
     else:
         rows = [
             [row.rule, plain_value(row.limit), plain_value(row.got), "kept" if row.ok else "broken"]
             for row in checks
         ]
+        when = "later" if later.value else "kept"
+        rows.append(["countersignatures", str(later.value), "–", when])
         table(f"Policy {policy.name}", ["rule", "limit", "found", "verdict"], rows)
         for row in broken:
             click.echo(f"{row.rule}: {row.why}\n  fix: {row.fix}")
+        if later.value:
+            click.echo(f"countersignatures: {later.why}\n  asked at the release: {_COUNTERSIGN}")
     if broken:
         raise PolicyRefused(
             f"policy {policy.name!r}: {len(broken)} of {len(checks)} rules broken: "

@@ -100,7 +100,10 @@ def audit_command(
             f"audit of run {run} failed: {result.words}",
             hint="the adapter stays sealed; the report says what was found",
         )
-    say(f"next: privft release {run} --to DIR")
+    if plan.policy["countersignatures"]["value"]:
+        say(f"next: privft countersign {run} --key FILE, by an approver who has read the report")
+    else:
+        say(f"next: privft release {run} --to DIR")
 
 
 def _show_private(ledger, workspace, run, opener) -> None:  # type: ignore[no-untyped-def]
@@ -151,10 +154,14 @@ def countersign_command(ctx: click.Context, run: str, who: Acting, dry_run: bool
     opened = session(ctx)
     person = opened.identity(who)
     with opened.ledger() as ledger:
-        digest = gate.countersign(opened.workspace, ledger, run, person=person, dry_run=dry_run)
+        digest, signed = gate.countersign(
+            opened.workspace, ledger, run, person=person, dry_run=dry_run
+        )
     would = "would sign" if dry_run else "signed"
     say(f"{person.name} {would} statement {digest[:16]}… of run {run}")
-    say(f"next: privft release {run} --to DIR")
+    if signed.wanted:
+        say(f"the policy wants {signed.wanted} countersignature(s): {len(signed.names)} count")
+    say("next: another approver's" if signed.missing else f"next: privft release {run} --to DIR")
 
 
 @click.command("release")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
     """Check a released folder offline, without the data."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}")
-    checks = verify_release(folder, _root(ctx, trust), now=format_time(datetime.now(UTC)))
+    now, small = format_time(datetime.now(UTC)), "torch" not in sys.modules
+    checks = verify_release(folder, _root(ctx, trust), now=now, at_once=small)
     if as_json:
         print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
     else:

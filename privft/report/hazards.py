@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from privft.report.countersigned import countersigned
 from privft.report.facts import Facts
 from privft.report.wording import bets, round_up
 
@@ -292,6 +293,7 @@ def _implementation(facts: Facts) -> list[Hazard]:
 
 def _deployment(facts: Facts) -> list[Hazard]:
     row = _row("Deployment")
+    readers = countersigned(facts, ()).wanted
     return [
         row(
             "trust-model",
@@ -314,6 +316,17 @@ def _deployment(facts: Facts) -> list[Hazard]:
             "operator",
             "the guarantee starts at intake.",
             "data",
+        ),
+        row(
+            "review",
+            "A report that nobody read",
+            "met" if readers else "operator",
+            f"nothing leaves before {readers} {'person' if readers == 1 else 'people'} who may "
+            "approve plans signed this report too."
+            if readers
+            else "the policy asks for no countersignature; who read this before the release, only "
+            "the operator knows.",
+            "trust",
         ),
         row(
             "reset",

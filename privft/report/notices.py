@@ -8,8 +8,20 @@ from __future__ import annotations
 import math
 
 from privft.audit.rates import Exposure, exposure_of_ranks, share_interval
+from privft.report.countersigned import Countersigned
 from privft.report.facts import Facts
 from privft.report.findings import AuditFacts
+
+
+def incomplete(signed: Countersigned) -> list[str]:
+    """That signatures which the policy asks for are not there yet."""
+    if not signed.missing:
+        return []
+    return [
+        f"Not complete yet: the policy asks for {signed.wanted} "
+        f"countersignature{'' if signed.wanted == 1 else 's'} of this report and it has "
+        f"{len(signed.names)}. Until then nothing may leave."
+    ]
 
 
 def waivers(facts: Facts) -> list[str]:

@@ -24,6 +24,7 @@ import jinja2
 from markupsafe import Markup
 
 from privft.report import plots
+from privft.report.countersigned import countersigned, signed_by
 from privft.report.facts import Facts
 from privft.report.findings import AuditTest, Utility
 from privft.report.hazards import Hazard, hazards
@@ -37,6 +38,7 @@ from privft.report.wording import (
     pretty_json,
     round_down,
     round_up,
+    rule_words,
     unit_words,
 )
 from privft.signing import VerifyKey
@@ -79,6 +81,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             statement_sha256=digest(statement),
             verdict=verdict(facts),
             signers=signers(facts, envelope),
+            countersigned=countersigned(facts, signed_by(envelope)),
             words=unit_words(facts.guarantee.unit),
             bets=bets(facts.guarantee.odds_percent),
             cap_odds=odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta),
@@ -240,6 +243,11 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        up=round_up, down=round_down, exact=exact, json=pretty_json, value=plain_value
+        up=round_up,
+        down=round_down,
+        exact=exact,
+        json=pretty_json,
+        value=plain_value,
+        rule=rule_words,
     )
     return environment

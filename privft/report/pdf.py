@@ -19,9 +19,10 @@ from importlib import resources
 from typing import Any
 
 from privft.errors import UsageError
+from privft.report.countersigned import countersigned, signed_by
 from privft.report.facts import Facts
 from privft.report.hazards import hazards
-from privft.report.notices import recoveries, secrets, waivers
+from privft.report.notices import incomplete, recoveries, secrets, waivers
 from privft.report.page import accuracy_interval, charts, signers, verdict
 from privft.report.statement import digest, validate
 from privft.report.wording import (
@@ -31,6 +32,7 @@ from privft.report.wording import (
     plain_value,
     round_down,
     round_up,
+    rule_words,
     unit_words,
 )
 
@@ -99,7 +101,11 @@ def _first_page(facts: Facts, envelope: Mapping[str, Any] | None) -> dict[str, A
             "line": seal.line,
             "reasons": list(seal.reasons),
         },
-        "notices": [*waivers(facts), *recoveries(facts)],
+        "notices": [
+            *incomplete(countersigned(facts, signed_by(envelope))),
+            *waivers(facts),
+            *recoveries(facts),
+        ],
         "bets": bets(facts.guarantee.odds_percent),
         "your": words["your"],
         "claim": f"ε = {round_up(facts.guarantee.epsilon)}, δ = {exact(facts.guarantee.delta)}",
@@ -260,16 +266,18 @@ def _ledger(facts: Facts) -> dict[str, Any]:
 
 
 def _policy(facts: Facts) -> dict[str, Any]:
+    met = {True: "met", False: "NOT met"}
+    rules = [
+        [rule_words(c.rule), plain_value(c.limit), plain_value(c.got), met[c.ok]]
+        for c in facts.policy.checks
+    ]
     return {
         "title": "Policy and approval",
         "tables": [
             _table(
                 f"Policy “{facts.policy.name}”, rule by rule",
                 ["rule", "limit", "this run", "met"],
-                [
-                    [c.rule, plain_value(c.limit), plain_value(c.got), "met" if c.ok else "NOT met"]
-                    for c in facts.policy.checks
-                ],
+                rules,
             ),
             _pairs(
                 "What was approved",

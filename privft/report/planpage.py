@@ -28,12 +28,14 @@ def render_plan(
     history: Sequence[tuple[str, float]] = (),
     approvals: Sequence[Mapping[str, str]] = (),
     approvals_needed: int = 0,
+    countersignatures: int = 0,
     synthetic: bool = False,
 ) -> str:
     """The plan as one HTML document, in the manner of `page.render`.
 
     checks: `policy.Check.to_dict` of every rule.  budget: `claim.budget` for the plan's events.
     history: (run, epsilon spent after it) of earlier runs.  approvals: name, keyid, time of each.
+    countersignatures: how many the policy will ask for once the run is audited.
     """
     mechanism = plan.the_mechanism()
     odds = min(100.0, 100 * accounting.tradeoff(plan.events()).max_accuracy)
@@ -56,6 +58,7 @@ def render_plan(
             broken=[check for check in checks if not check["ok"]],
             approvals=approvals,
             missing=max(0, approvals_needed - len(approvals)),
+            countersignatures=countersignatures,
             synthetic=synthetic,
         )
     )

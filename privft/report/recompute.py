@@ -48,6 +48,8 @@ def entries_agree(
     if not started or started[-1].index > audited.index:
         raise IntegrityError("the newest audit in the proof has no beginning or no end")
     events = [event.model_dump() for event in facts.events]
+    left = released.body["files"]
+    released_weights = {name: left.get(name) for name in facts.model.adapter_files}
     same: list[tuple[str, Any, Any]] = [
         ("run", reserved.body["run"], facts.run.id),
         ("actor", reserved.actor, facts.run.actor),
@@ -74,6 +76,7 @@ def entries_agree(
         ("audit suite", audited.body["suite"], facts.audit.suite),
         ("audit suite's digest", audited.body["suite_digest"], facts.audit.suite_sha256),
         ("released statement", released.body["statement_sha256"], sha),
+        ("released weights", released_weights, facts.model.adapter_files),
         *[
             (f"run of {entry.kind}", entry.body["run"], facts.run.id)
             for entry in ledger.entries
@@ -175,8 +178,11 @@ def _against_the_trust_root() -> Iterator[None]:
         ) from error
 
 
-def epsilon_agrees(plain: Mapping[str, Any]) -> str:
-    """The whole guarantee, computed again from the events by both accountants."""
+def epsilon_agrees(plain: Mapping[str, Any], *, at_once: bool = False) -> str:
+    """The whole guarantee, computed again from the events by both accountants.
+
+    at_once: on two cores, as in `claim.guarantee`.
+    """
     predicate = plain["predicate"]
     stated = predicate["guarantee"]
     events = [Event.from_dict(event) for event in predicate["events"]]
@@ -185,6 +191,7 @@ def epsilon_agrees(plain: Mapping[str, Any]) -> str:
         events=events,
         delta=stated["delta"],
         fprs=tuple(fpr for fpr, _ in stated["tpr_at_fpr"]),
+        at_once=at_once,
     )
     if stated["substitute"] is None:
         computed["substitute"] = None

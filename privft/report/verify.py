@@ -9,11 +9,12 @@ this order; a check that needs what an earlier one failed to establish is not pa
                 grew since the plan was made
     signature   the key that the ledger reserved for this run signed the statement; countersigners
                 are approvers of the trust root whose keys counted at the release
-    statement   fits its schema, is canonical, does not contradict itself
     digests     every file is the one that the ledger entry `run-released` lists
+    statement   fits its schema, is canonical, does not contradict itself
     entries     what the ledger says on mechanism, events, policy, plan, audit and adapter is what
                 the statement says
     approvals   distinct people, each as an entry in the ledger, signed
+    countersignatures   as many as the policy asks for, by people who count
     waivers     what was audited is what was released, but for waivers that two people signed; a
                 failed audit has one in force
     epsilon     recomputed from the events by both accountants, with odds and trade-off curve
@@ -31,7 +32,8 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -40,6 +42,7 @@ from typing import Any
 from privft.errors import IntegrityError, PrivftError, SignatureError
 from privft.report import recompute
 from privft.report.card import render_card, render_licence_note
+from privft.report.countersigned import countersigned
 from privft.report.page import render
 from privft.report.proof import ProvenLedger, check_proof
 from privft.report.release import CARD, LICENCE_NOTE, MERGED, PAGE, PROOF, STATEMENT, WEIGHTS
@@ -71,6 +74,7 @@ class _Found:
     directory: Path
     trust: TrustRoot
     now: str
+    at_once: bool = False
     files: dict[str, Path] = field(default_factory=dict)
     ledger: ProvenLedger | None = None
     envelope: dict[str, Any] | None = None
@@ -93,12 +97,15 @@ class _Blocked(Exception):
     """A check needs something that an earlier one did not establish."""
 
 
-def verify_release(directory: Path, trust: TrustRoot, *, now: str) -> list[Check]:
+def verify_release(
+    directory: Path, trust: TrustRoot, *, now: str, at_once: bool = False
+) -> list[Check]:
     """All checks of a released folder, passed or not; never raises for what is in the folder.
 
     now: the moment (ISO time, UTC) at which the trust root has to hold.
+    at_once: part of the accounting in a second process, which only a small young process may fork.
     """
-    found = _Found(directory=directory, trust=trust, now=now)
+    found = _Found(directory=directory, trust=trust, now=now, at_once=at_once)
     rows = []
     for name, check in _CHECKS:
         try:
@@ -135,6 +142,15 @@ def require(checks: Sequence[Check]) -> None:
 def expected_files(statement: Statement) -> set[str]:
     """The names in a released folder with this statement."""
     return {*statement.predicate.model.adapter_files, STATEMENT, PAGE, CARD, PROOF, LICENCE_NOTE}
+
+
+@contextmanager
+def _named(file: str) -> Iterator[None]:
+    """What is wrong with a file, said with its name in front."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise type(error)(f"{file}: {error.message}", hint=error.hint) from error
 
 
 def _need(value: Any, name: str) -> Any:
@@ -187,7 +203,8 @@ def _merged_files(found: _Found, folder: Path) -> int:
 
 
 def _ledger(found: _Found) -> str:
-    found.ledger = check_proof(found.read(PROOF), found.trust.log())
+    with _named(PROOF):
+        found.ledger = check_proof(found.read(PROOF), found.trust.log())
     size = found.ledger.checkpoint.size
     return f"{len(found.ledger.entries)} entries proven in a ledger of {size}"
 
@@ -196,14 +213,15 @@ def _signature(found: _Found) -> str:
     ledger: ProvenLedger = _need(found.ledger, "ledger")
     reserved = ledger.only("run-reserved").body
     run_key = VerifyKey.from_hex("run-key", reserved["run_key"])
-    data = found.read(STATEMENT)
-    envelope = parse_canonical(data.removesuffix(b"\n"))
-    if not isinstance(envelope, dict):
-        raise SignatureError(f"{STATEMENT} is no DSSE envelope")
     people = found.trust.keys()
-    payload, signers = dsse_open(
-        envelope, {**people, run_key.keyid: run_key}, payload_type=PAYLOAD_TYPE
-    )
+    with _named(STATEMENT):
+        data = found.read(STATEMENT)
+        envelope = parse_canonical(data.removesuffix(b"\n"))
+        if not isinstance(envelope, dict):
+            raise SignatureError("expected a DSSE envelope")
+        payload, signers = dsse_open(
+            envelope, {**people, run_key.keyid: run_key}, payload_type=PAYLOAD_TYPE
+        )
     if run_key.keyid not in signers:
         raise SignatureError(f"the run key of {reserved['run']} did not sign the statement")
     given = [str(signature["keyid"]) for signature in envelope["signatures"]]
@@ -250,7 +268,6 @@ def _statement(found: _Found) -> str:
 
 def _digests(found: _Found) -> str:
     ledger: ProvenLedger = _need(found.ledger, "ledger")
-    statement: Statement = _need(found.statement, "statement")
     released = ledger.only("run-released").body
     own = {name: _sha256(found.path(name)) for name in sorted(found.files) if name != PROOF}
     if set(released["files"]) != set(own):
@@ -259,13 +276,6 @@ def _digests(found: _Found) -> str:
     changed = [name for name, value in own.items() if released["files"][name] != value]
     if changed:
         raise IntegrityError(f"changed since the release: {', '.join(changed)}")
-    wrong = [
-        name
-        for name, value in statement.predicate.model.adapter_files.items()
-        if own[name] != value
-    ]
-    if wrong:
-        raise IntegrityError(f"not the weights of the statement: {', '.join(wrong)}")
     return f"{len(own)} files are those that the ledger entry lists"
 
 
@@ -289,6 +299,18 @@ def _approvals(found: _Found) -> str:
     )
 
 
+def _countersignatures(found: _Found) -> str:
+    statement: Statement = _need(found.statement, "statement")
+    signed = countersigned(statement.predicate, [key.keyid for key in found.countersigners])
+    if signed.missing:
+        raise SignatureError(
+            f"the policy wants {signed.wanted}, and {len(signed.names)} count: "
+            f"{', '.join(signed.names) or 'nobody'}"
+        )
+    names = ", ".join(signed.names)
+    return f"{signed.wanted} asked for, {len(signed.names)} there" + (f": {names}" if names else "")
+
+
 def _waivers(found: _Found) -> str:
     return recompute.waivers_hold(
         _need(found.statement, "statement"), _need(found.ledger, "ledger"), found.trust
@@ -296,7 +318,7 @@ def _waivers(found: _Found) -> str:
 
 
 def _epsilon(found: _Found) -> str:
-    return recompute.epsilon_agrees(_need(found.plain, "statement"))
+    return recompute.epsilon_agrees(_need(found.plain, "statement"), at_once=found.at_once)
 
 
 def _budget(found: _Found) -> str:
@@ -339,10 +361,11 @@ _CHECKS: tuple[tuple[str, Callable[[_Found], str]], ...] = (
     ("files", _files),
     ("ledger", _ledger),
     ("signature", _signature),
-    ("statement", _statement),
     ("digests", _digests),
+    ("statement", _statement),
     ("entries", _entries),
     ("approvals", _approvals),
+    ("countersignatures", _countersignatures),
     ("waivers", _waivers),
     ("epsilon", _epsilon),
     ("budget", _budget),

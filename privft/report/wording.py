@@ -9,6 +9,27 @@ from __future__ import annotations
 import json
 import math
 
+RULES = {
+    "units": "Whose data one guarantee is about",
+    "max_epsilon_per_run": "Epsilon of one run, at most",
+    "total_epsilon": "Epsilon of all runs on these data, at most",
+    "total_delta": "Delta of all runs on these data, at most",
+    "delta_factor": "Delta of one run, below",
+    "min_declared_units": "Declared number of units, at least",
+    "two_accountants": "Priced by two accountants",
+    "required_suite": "Audit suite, at least",
+    "secure_noise": "Noise that is safe in floating point too",
+    "recipients_allowed": "How the keys to the data may be held",
+    "public_outputs": "What may leave",
+    "approvals": "Approvals of the plan, at least",
+    "four_eyes": "Somebody other than who runs it approved",
+}
+
+
+def rule_words(rule: str) -> str:
+    """What a policy's rule is about, in words; its own name where there are none."""
+    return RULES.get(rule, rule)
+
 
 def unit_words(unit: str) -> dict[str, str]:
     """How the page speaks of one unit to somebody who is one."""

@@ -17,7 +17,8 @@ first release, which also fixes whether there is a merged model.
 
 Countersignatures wait in `runs/RUN/countersigned.dsse.json`, an envelope around the statement that
 is to be released.  One around another statement (of an audit before the newest, or without the
-waiver that came after) counts for nothing.
+waiver that came after) counts for nothing.  Where the policy asks for some, nothing leaves without
+them (`report.countersigned` says who counts).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.errors import IntegrityError, PolicyRefused, UsageError
 from privft.report import statement
+from privft.report.countersigned import Countersigned, countersigned, signed_by
 from privft.report.proof import build_proof
 from privft.report.release import MERGED, PROOF, rendered_files
 from privft.signing import (
@@ -128,9 +130,21 @@ def prepare(
         raise IntegrityError(f"the adapter of run {run} is not the one that was audited")
     held = _countersignatures(folder, ledger, run, stated, say=say)
     envelope = {**envelope, "signatures": [*envelope["signatures"], *held]}
+    facts = statement.validate(stated).predicate
+    require_countersigned(run, countersigned(facts, signed_by(envelope)))
     return Leaving(
         files={**files, **rendered_files(stated, envelope)}, stated=stated, envelope=envelope
     )
+
+
+def require_countersigned(run: str, signed: Countersigned) -> None:
+    """Raise `PolicyRefused` while a countersignature that the policy asks for is missing."""
+    if signed.missing:
+        raise PolicyRefused(
+            f"the policy of run {run} wants {signed.wanted} countersignature(s) of its report, and "
+            f"it has {len(signed.names)}: {', '.join(signed.names) or 'nobody'}",
+            hint=f"privft countersign {run} --key FILE, by an approver who has read it",
+        )
 
 
 def with_waivers(ledger: Ledger, run: str, audited: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +161,8 @@ def with_waivers(ledger: Ledger, run: str, audited: dict[str, Any]) -> dict[str,
 
 def countersign(
     workspace: Workspace, ledger: Ledger, run: str, *, person: Identity, dry_run: bool
-) -> str:
-    """An approver signs the statement that is to be released; its digest.
+) -> tuple[str, Countersigned]:
+    """An approver signs the statement that is to be released; its digest, and who counts then.
 
     dry_run: check everything, write nothing.  Raises `PolicyRefused` for somebody whom the
     statement does not name as an approver.
@@ -169,7 +183,8 @@ def countersign(
             envelope = dsse_add_signature(known, person.signing)
     if not dry_run:
         write_private(path, canonical_json(envelope) + b"\n")
-    return sha256_hex(payload)
+    facts = statement.validate(stated).predicate
+    return sha256_hex(payload), countersigned(facts, signed_by(envelope))
 
 
 def _countersignatures(

@@ -156,6 +156,7 @@ def plan_page(workspace: Workspace, ledger: Ledger, plan: Plan) -> str:
         ],
         approvals=approvals,
         approvals_needed=needed,
+        countersignatures=policy.countersignatures.value,
         synthetic=bool(plan.config["synthetic"]),
     )
 

@@ -27,6 +27,7 @@ from privft.budget.accounting import (
     tradeoff,
 )
 from privft.budget.mechanism import Event
+from privft.budget.tradeoff import deltas
 from privft.errors import AccountingError
 from tests.conftest import SHARED
 
@@ -254,6 +255,42 @@ def test_the_trade_off_curve_of_a_gaussian_is_its_closed_form() -> None:
     assert curve.mu_nearest == pytest.approx(1.0, abs=1e-3)
     assert curve.mu_gap < 1e-3
     assert curve.max_accuracy == pytest.approx(float(ndtr(0.5)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [event(0.9, 0.024, 60)],
+        [event(0.6, 0.2, 3), event(4.0, 0.01, 900)],
+        [event(30.0, 1.0, 2)],
+        [event(0.5, 0.9, 40)],
+    ],
+)
+def test_deltas_are_those_of_the_distribution_at_every_epsilon(events: list[Event]) -> None:
+    pld = accounting._composed(merged(events), "add-remove", 1e-3)
+    epsilons = np.linspace(0, 8, 2001)
+    ours = [deltas(one, epsilons) for one in accounting._directions(pld)]
+    assert np.max(ours, axis=0) == pytest.approx(pld.get_delta_for_epsilon(epsilons), abs=1e-13)
+
+
+def test_deltas_that_differ_from_the_accountants_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accounting, "deltas", lambda one, at: deltas(one, at) + 1e-6)
+    with pytest.raises(AccountingError, match="delta at epsilon 0 is"):
+        tradeoff([event(1.37)])
+
+
+@pytest.mark.parametrize("noise", [0.5, 0.9, 4.0])
+@pytest.mark.parametrize("probability", [0.001, 0.3, 1.0])
+@pytest.mark.parametrize("steps", [1, 300])
+def test_orders_beside_the_best_whole_one_are_enough(
+    noise: float, probability: float, steps: int
+) -> None:
+    for delta in (1e-3, 1e-9):
+        events = (event(noise, probability, steps),)
+        found = accounting._epsilon_rdp(events, delta)
+        assert found[:2] == accounting._rdp_at(events, delta, accounting._ALL_ORDERS)
 
 
 def test_the_trade_off_curve_is_a_trade_off_curve() -> None:

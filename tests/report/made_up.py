@@ -38,7 +38,8 @@ def made_up_facts() -> dict[str, Any]:
         "unit": "subject",
         "epsilon_per_run": 2.0,
         "cap": {"epsilon": 8.0, "delta": 1e-5},
-        "four_eyes": True,
+        "four_eyes": {"value": True},
+        "countersignatures": {"value": 1},
     }
     facts: dict[str, Any] = {
         "synthetic": True,

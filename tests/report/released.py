@@ -57,6 +57,7 @@ POLICY: dict[str, Any] = {
     "required_suite": _rule("standard"),
     "approvals": _rule(2),
     "four_eyes": _rule(True),
+    "countersignatures": _rule(1),
     "secure_noise": _rule(False),
     "recipients_allowed": _rule(["x25519"]),
     "may_show_private_metrics": _rule(False),

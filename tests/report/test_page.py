@@ -278,6 +278,18 @@ def test_report_that_nobody_countersigned_says_so() -> None:
     assert "No person has countersigned" not in Outline(made(signed_facts())).text
 
 
+def test_report_that_waits_for_a_countersignature_says_so_on_page_one() -> None:
+    built = statement.build(signed_facts())
+    alone = dsse_sign(statement.payload(built), statement.PAYLOAD_TYPE, [RUN])
+    waiting = Outline(page.render(built, alone)).text
+    assert "Not complete yet: the policy asks for 1 countersignature" in waiting
+    assert waiting.index("Not complete yet") < waiting.index("1. Mechanism")
+    text = Outline(made(signed_facts())).text
+    assert "Not complete yet" not in text
+    assert "The policy asks for 1 countersignature: 1 of them is there" in text
+    assert "nothing leaves before 1 person who may approve plans signed this report" in text
+
+
 def test_chart_of_many_groups_draws_the_worst_and_the_table_has_all() -> None:
     facts = signed_facts()
     whole = facts["utility"][0] | {"metric": "accuracy", "unit": None, "better": "higher"}

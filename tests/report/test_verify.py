@@ -47,7 +47,7 @@ def _once(unit: Any, events: tuple[Any, ...], delta: float, fprs: Any) -> dict[s
 def _each_guarantee_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many folders here differ in other things; the computation itself is the same."""
 
-    def remembered(*, unit: Any, events: Any, delta: float, fprs: Any) -> dict[str, Any]:
+    def remembered(*, unit: Any, events: Any, delta: float, fprs: Any, **_: Any) -> dict[str, Any]:
         return copy.deepcopy(_once(unit, tuple(events), delta, fprs))
 
     monkeypatch.setattr(claim, "guarantee", remembered)
@@ -73,10 +73,11 @@ def test_honest_release_passes_every_check(honest: Path) -> None:
         "files",
         "ledger",
         "signature",
-        "statement",
         "digests",
+        "statement",
         "entries",
         "approvals",
+        "countersignatures",
         "waivers",
         "epsilon",
         "budget",
@@ -375,6 +376,29 @@ def test_countersigner_whom_the_statement_does_not_name_is_found(tmp_path: Path)
 def test_countersignature_by_somebody_who_is_no_approver_is_found(honest: Path) -> None:
     found = failed(honest, trust([person(JONAS), person(AMARA, "auditor")]))
     assert "was no approver" in found["signature"]
+
+
+def test_countersignature_that_the_policy_asks_for_must_be_there(tmp_path: Path) -> None:
+    write_release(tmp_path / "a", keys=[RUN])
+    assert failed(tmp_path / "a") == {
+        "countersignatures": "the policy wants 1, and 0 count: nobody"
+    }
+    write_release(tmp_path / "b", change=_put("run", "actor", value=AMARA.name))  # her own run
+    assert failed(tmp_path / "b")["countersignatures"].endswith("0 count: nobody")
+    write_release(tmp_path / "c", keys=[RUN, JONAS, AMARA])
+    rows = {row.name: row for row in verify.verify_release(tmp_path / "c", trust(), now=NOW)}
+    words = "1 asked for, 2 there: jonas-weidling, amara-liu"
+    assert rows["countersignatures"].detail == words
+
+
+def test_policy_that_names_no_number_of_countersignatures_does_not_ask_for_none(
+    tmp_path: Path,
+) -> None:
+    def forget(facts: dict[str, Any]) -> None:
+        del facts["policy"]["body"]["countersignatures"]
+
+    with pytest.raises(IntegrityError, match="does not say how many countersignatures"):
+        write_release(tmp_path, change=forget)
 
 
 def test_waived_release_passes_and_says_who_waived_it(tmp_path: Path) -> None:

@@ -427,6 +427,7 @@ def test_a_plan_without_the_approval_that_the_policy_wants_is_refused(world: Wor
         "version: 1\nname: ward\nextends: default\npurpose: two people for every run here\n"
         "approvals: {value: 1, why: nobody trains alone on this ward, source: ward committee}\n"
         "four_eyes: {value: true, why: nobody trains alone on this ward, source: ward committee}\n"
+        "countersignatures: {value: 1, why: somebody reads what leaves here, source: committee}\n"
     )
     rows = write_rows(world.folder / "r.jsonl", note_rows(patients=10, seed=4))
     making = ("vault", "create", "ward", "--from", rows, *NOTES, *SIZE, "--policy", overlay)
@@ -443,14 +444,25 @@ def test_a_plan_without_the_approval_that_the_policy_wants_is_refused(world: Wor
         world.privft("keys", "create", name, "--role", role, "--as", "ada")
     refused(world, "approve", plan, "--as", "bob", code=10, error="does not include approver")
     world.privft("approve", plan, "--as", "cyd")
+    *kept, later = world.privft("policy", "check", plan, "--json").json
+    assert all(row["ok"] for row in kept)
+    assert (later["rule"], later["limit"], later["ok"]) == ("countersignatures", 1, None)
+    assert "privft countersign" in world.privft("policy", "check", plan).out
     with unchecked():
         run = world.privft("train", plan, "--as", "ada", "--json").json["run"]
     released()
-    world.privft("audit", run, "--as", "ada")
+    assert f"next: privft countersign {run}" in world.privft("audit", run, "--as", "ada").err
     folder = world.folder / "out"
-    world.privft("release", run, "--to", folder, "--as", "ada")
+    leave, words = ("release", run, "--to", folder, "--as", "ada"), "wants 1 countersignature(s)"
+    refused(world, *leave, code=10, error=words, hint="privft countersign")
+    refused(world, *leave, "--dry-run", code=10, error=words, hint="privft countersign")
+    assert "next: another approver's" in world.privft("countersign", run, "--as", "ada").err
+    refused(world, *leave, code=10, error="it has 0: nobody", hint="privft countersign")  # herself
+    world.privft("countersign", run, "--as", "cyd")
+    world.privft(*leave)
     rows_seen = {row["name"]: row for row in world.privft("verify", folder, "--json").json}
     assert rows_seen["approvals"]["detail"].startswith("approved by ada, cyd")
+    assert rows_seen["countersignatures"]["detail"] == "1 asked for, 1 there: cyd"
 
 
 def test_a_run_beyond_the_budget_is_refused_and_the_refusal_recorded(world: World) -> None:
