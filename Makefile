@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo lint test test-slow fuzz wheelhouse bench clean distclean
+.PHONY: help install demo lint test test-slow fuzz wheelhouse evidence bench clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile

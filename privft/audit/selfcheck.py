@@ -142,10 +142,13 @@ def _shift(
     scores = np.concatenate([one.signal[BACKGROUND:] for one in seen])
     inside = np.concatenate(included)
     theory = math.sqrt(mechanism.steps) / mechanism.noise_multiplier
-    interval = gaussian_mu_interval(scores[inside], scores[~inside], significance=spec.significance)
-    rates = rates_from_scores(scores[inside], scores[~inside], significance=spec.significance)
+    sides, half = (scores[inside], scores[~inside]), spec.significance / 2
+    interval = gaussian_mu_interval(*sides, significance=spec.significance)
+    # Two bounds can contradict the claim, so each gets half.
+    strict = gaussian_mu_interval(*sides, significance=half)
+    rates = rates_from_scores(*sides, significance=half)
     seen_enough = interval.lower >= spec.share_of_theory * theory
-    keeps_claim = max(interval.lower, rates.mu) <= theory
+    keeps_claim = max(strict.lower, rates.mu) <= theory
     return Check(
         check="white-box attack on the mechanism at full batch",
         ok=seen_enough and keeps_claim,
@@ -222,14 +225,15 @@ def _sampling(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
     seen = observe(mechanism, everyone, _streams(secret, "sampling"), units=())
     sizes = np.array(seen.batch_sizes, dtype=np.float64)
     deviation = (sizes - count * probability) / math.sqrt(count * probability * (1 - probability))
-    spread_ok, detail = _spread(deviation, 1.0, spec.significance / 2)
+    share = spec.significance / 3  # of each of the three tests here
+    spread_ok, detail = _spread(deviation, 1.0, share)
     drift = float(deviation.sum() / math.sqrt(steps))
-    allowed = float(special.ndtri(1 - spec.significance / 4))
+    allowed = float(special.ndtri(1 - share / 2))
     # What a canary's weight gained counts its own coins; equal gains mean dealt-out batches.
     gained = (seen.signal[BACKGROUND:] / CLIP_NORM - steps * probability) / math.sqrt(
         steps * (probability * (1 - probability) + spec.noise_multiplier**2)
     )
-    own_ok, own = _spread(gained, 1.0, spec.significance / 2)
+    own_ok, own = _spread(gained, 1.0, share)
     return Check(
         check="sampling by independent coins",
         ok=spread_ok and own_ok and abs(drift) <= allowed and len(sizes) == steps,
