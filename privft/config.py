@@ -76,9 +76,9 @@ _INSTEAD = {
     "torch_dtype": "model.dtype",
     "task_type": "task: causal-lm or sequence-classification",
     "num_labels": "labels: the list of their names",
-    "lora_dropout": "nothing: dropout is off; masks keyed by unit are not supported yet",
-    "modules_to_save": "nothing for causal-lm; a classification head is always trained",
-    "gradient_checkpointing": "performance.tokens_per_microbatch, which bounds memory",
+    "hidden_dropout_prob": "lora.lora_dropout: the base model's own dropout stays off",
+    "attention_dropout": "lora.lora_dropout: the base model's own dropout stays off",
+    "ensure_weight_tying": "nothing: a trained copy of tied embeddings stands on its own",
     "load_best_model_at_end": "nothing: choosing among models by private data costs epsilon",
 }
 
@@ -122,6 +122,14 @@ class LoraConfig(Strict):
     lora_alpha: Annotated[int, Field(ge=1)] = 16
     target_modules: Literal["all-linear"] | _Words = "all-linear"
     use_rslora: bool = False
+    lora_dropout: _Share = 0.0
+    """The share of the numbers going into each adapter that a step leaves out.  Masks belong to the
+    unit, so the guarantee is the same; drawing them costs time.  Scoring leaves nothing out."""
+    modules_to_save: _Words | None = None
+    """Layers that are trained whole beside the adapter: linear, embedding and layer-norm layers, by
+    name or the end of it (`[lm_head]`).  A classification head is always trained, and not named.
+    Each unit of a microbatch then holds a gradient of the layer's size, and noise grows with the
+    square root of the numbers that are trained."""
     freeze_a: bool = False
     """Train B alone (FFA-LoRA, Sun et al. 2024): noise then enters the product only once."""
     layers_to_transform: (
@@ -250,6 +258,9 @@ class TrainingConfig(Strict):
     adam_noise_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The least that the corrected second moment may be, as a share of the noise's variance; rates
     grow by at most one over its root."""
+    gradient_checkpointing: bool = False
+    """Compute activations again for the backward instead of keeping them: the same bits for less
+    memory and about a third more time."""
     completion_only_loss: Literal[True] = True
     """With prompt and completion, the loss is on the completion; with text, on all of it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

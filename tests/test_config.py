@@ -63,6 +63,20 @@ def test_a_config_is_read_with_its_defaults() -> None:
     assert config.performance.device == "auto"
 
 
+def test_options_of_peft_and_transformers_keep_their_names() -> None:
+    lora = "  r: 4\n  lora_dropout: 0.05\n  modules_to_save: [lm_head]"
+    training = "training: {gradient_checkpointing: true, "
+    config = parse_config(TEXT.replace("  r: 4", lora).replace("training: {", training))
+    assert config.lora is not None
+    assert config.lora.lora_dropout == 0.05
+    assert config.lora.modules_to_save == ("lm_head",)
+    assert config.training.gradient_checkpointing
+    plain = parse_config(TEXT)
+    assert plain.lora is not None
+    assert (plain.lora.lora_dropout, plain.lora.modules_to_save) == (0.0, None)
+    assert not plain.training.gradient_checkpointing
+
+
 def test_labels_that_look_like_truth_values_stay_words() -> None:
     assert parse_config(CLASSIFICATION).labels == ("yes", "no")
 
@@ -84,6 +98,7 @@ def test_the_config_cannot_be_changed_after_it_was_read() -> None:
         ("  r: 4", "  max_length: 4", "line 6: unknown key", "belongs at the top level"),
         ("max_length", "num_train_epochs: 3\nmax_length", "line 4: unknown", "not epochs"),
         ("dtype: bfloat16", "trust_remote_code: true", "line 3: unknown", "never run"),
+        ("  r: 4", "  ensure_weight_tying: true", "line 6: unknown", "stands on its own"),
     ],
 )
 def test_an_unknown_key_is_refused_and_the_right_one_named(
@@ -113,6 +128,8 @@ def test_an_unknown_key_is_refused_and_the_right_one_named(
         ("builtin:smollm2-135m-instruct", "builtin:gpt", "expected one of builtin:smollm2"),
         ("task: causal-lm", "task: seq2seq", "'causal-lm' or 'sequence-classification'"),
         ("[20, 21]", "[]", "layers_to_transform"),
+        ("  r: 4", "  lora_dropout: 1", "lora_dropout must be less than 1"),
+        ("  r: 4", "  modules_to_save: []", "modules_to_save"),
         ("  r: 4", "  target_modules: 5", "must be 'all-linear' or be a valid"),
         ("max_length: 64\n", "", "expected the key 'max_length'"),
         ("max_length: 64", "max_length: 64\nmax_length: 65", "second 'max_length'"),

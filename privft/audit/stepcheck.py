@@ -12,6 +12,10 @@ the model at hand, on made-up units and never on the vault:
                       gradient, and if so by how much, in clip norms: rounding only, reported
     engines           Opacus, which shares no code with privft's own per-unit gradients, finds the
                       same gradient for each unit but for rounding (again off the start)
+
+All of it as the run itself does it: with dropout on where the run has dropout (masks keyed by a
+secret of this check's own; Opacus is given the same masks), with activations computed again where
+the run does so (Opacus keeps them), and with layers that are trained whole.
 """
 
 from __future__ import annotations
@@ -26,8 +30,10 @@ import torch
 from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
 from privft.budget.mechanism import Mechanism
+from privft.randomness import KeyedStreams, fresh_secret
 from privft.training.adaptive import joint_influence
 from privft.training.clipping import COUNT, UnitGradients, clip_factors, unit_norms
+from privft.training.dropout import Masks
 from privft.training.examples import UnitExamples, microbatches
 from privft.training.loop import clipped_sum, grid_for
 from privft.training.losses import TrainedModel
@@ -47,15 +53,17 @@ def check_step(
     mechanism: Mechanism,
     task: Literal["causal-lm", "sequence-classification"],
     max_length: int,
+    gradient_checkpointing: bool = False,
 ) -> list[Check]:
     """The checks of the module's docstring; `model` is afterwards what it was before."""
     units = [encode(unit) for unit in _made_up(vocabulary, task, max_length)]
-    gradients_of = UnitGradients(model)
+    streams = KeyedStreams(fresh_secret())
+    gradients_of = UnitGradients(model, recompute=gradient_checkpointing).at(streams, step=0)
     return [
         _influence(gradients_of, units, mechanism),
         _coverage(gradients_of, units),
         _companions(gradients_of, units, mechanism.clip_norm),
-        _engines(model, gradients_of, units),
+        _engines(model, gradients_of, units, streams),
     ]
 
 
@@ -111,7 +119,8 @@ def _influence(
             "clip norms"
             if mechanism.count_noise is None
             else "of what the noise multiplier counts, with the count of unclipped units"
-        ),
+        )
+        + (", with dropout on" if gradients_of.drops else ""),
     )
 
 
@@ -182,12 +191,16 @@ def _companions(
 
 
 def _engines(
-    model: TrainedModel, gradients_of: UnitGradients, units: Sequence[UnitExamples]
+    model: TrainedModel,
+    gradients_of: UnitGradients,
+    units: Sequence[UnitExamples],
+    streams: KeyedStreams,
 ) -> Check:
     worst = 0.0
     with _off_the_start(gradients_of.parameters):
         for batch in microbatches(units, token_budget=_TOKEN_BUDGET):
-            ours, theirs = gradients_of(batch), opacus_gradients(model, batch)
+            masks = Masks(batch, streams=streams, step=0)
+            ours, theirs = gradients_of(batch), opacus_gradients(model, batch, masks=masks)
             for row in range(len(batch)):
                 apart = {n: ours[n][row].double() - theirs[n][row] for n in ours}
                 size = _size({n: gradient[row] for n, gradient in theirs.items()})

@@ -31,6 +31,7 @@ from privft.report.hazards import Hazard, hazards
 from privft.report.notices import secrets
 from privft.report.statement import digest, validate
 from privft.report.wording import (
+    COMPANIONS,
     bets,
     exact,
     odds_of,
@@ -91,6 +92,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             hazards=_by_layer(hazards(facts)),
             waiting=[row for row in hazards(facts) if row.answer == "operator"],
             drawn_groups=DRAWN_GROUPS,
+            companions=COMPANIONS,
             exhausted=any(lost.exhausted for lost in facts.ledger.recoveries),
         )
     )

@@ -26,6 +26,7 @@ from privft.report.notices import incomplete, recoveries, secrets, waivers
 from privft.report.page import accuracy_interval, charts, signers, verdict
 from privft.report.statement import digest, validate
 from privft.report.wording import (
+    COMPANIONS,
     bets,
     exact,
     odds_of,
@@ -312,6 +313,7 @@ def _implementation(facts: Facts) -> dict[str, Any]:
                     ("noise generator", facts.noise.generator),
                     ("noise precision", facts.noise.precision),
                     ("caveat", facts.noise.caveat or "none"),
+                    ("companions in a microbatch", COMPANIONS),
                     *sorted(facts.platform.items()),
                     ("versions", ", ".join(f"{n} {v}" for n, v in sorted(facts.versions.items()))),
                 ],

@@ -24,6 +24,14 @@ RULES = {
     "approvals": "Approvals of the plan, at least",
     "four_eyes": "Somebody other than who runs it approved",
 }
+COMPANIONS = (
+    "a unit's clipped gradient is computed so that the other units of its microbatch change none "
+    "of its bits; the self-check of this name says whether it was so for this model on this "
+    "machine. To our knowledge, as of November 2026, Opacus, opake, dp-transformers, fastDP and "
+    "jax_privacy document no such promise; what each of them does on a given machine is not "
+    "measured here."
+)
+"""What a report says of the bits of a gradient, beside the self-check that measured them."""
 
 
 def rule_words(rule: str) -> str:

@@ -134,8 +134,9 @@ def _limits(plan: Plan) -> list[str]:
         "of one person filed under two ids are protected as two people.",
         "No signature can show that the run happened as stated: that rests on the enclave that "
         "ran it and on the keys that signed.",
-        "A unit's gradient is computed in floating point; how much companions in a microbatch "
-        "can change it was measured (self-checks) and is not part of the proved sensitivity.",
+        "A unit's gradient is computed in floating point, so that companions in a microbatch "
+        "change none of its bits; where the self-checks found a difference all the same, it is not "
+        "part of the proved sensitivity.",
     ]
     if plan.config["synthetic"]:
         limits.append("All records of this run are made up; nothing here describes a person.")

@@ -108,6 +108,8 @@ class Workbench:
                 target_modules=config.lora.target_modules,
                 layers_to_transform=config.lora.layers_to_transform,
                 use_rslora=config.lora.use_rslora,
+                lora_dropout=config.lora.lora_dropout,
+                modules_to_save=config.lora.modules_to_save,
                 freeze_a=config.lora.freeze_a,
             )
         if config.task == "causal-lm":
@@ -179,6 +181,7 @@ class Workbench:
         performance = self.config.performance
         return Performance(
             token_budget=performance.tokens_per_microbatch,
+            gradient_checkpointing=self.config.training.gradient_checkpointing,
             checkpoint_every=performance.checkpoint_every,
         )
 

@@ -283,6 +283,7 @@ def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
         mechanism=mechanism,
         task=workbench.config.task,
         max_length=workbench.config.max_length,
+        gradient_checkpointing=workbench.performance().gradient_checkpointing,
     )
     failed = [check for check in checks if not check.ok]
     if failed:

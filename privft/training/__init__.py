@@ -7,6 +7,8 @@
     losses     mean loss a record, logits only where there are labels
     clipping   exact per-unit gradients, clipped once a unit and summed in float64
     products   matrix products whose bits companions cannot change; one gradient a unit
+    dropout    LoRA's dropout, with masks keyed by step, unit, record and layer
+    recompute  gradient checkpointing: activations computed again, to the same bits
     opacus_engine   the same gradients by Opacus, to hold ours against before every run
     noise      the Gaussian noise, keyed by step and parameter
     discrete   the same on whole numbers, safe in floating point

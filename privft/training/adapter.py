@@ -1,11 +1,18 @@
-"""What is trained: LoRA through peft, a head, or both; and how it leaves.
+"""What is trained: LoRA through peft, whole layers, a head, or any of these; and how it leaves.
 
 The one door to peft.  The released files are what peft itself writes, so that plain
 `PeftModel.from_pretrained(base, folder)` loads it; a classifier's head goes beside it as
 `head.safetensors` ("head.weight" [labels, hidden], "head.bias" [labels]).
 
-Adapters are float32 (float64 in tests) whatever the base's type.  With B of LoRA at zero the
-first step moves only B; `has_moved` is asserted before anything is released.
+Whole layers (`modules_to_save`) are trained as copies beside the originals, as peft does it:
+linear, embedding and layer-norm layers.  Where the base ties its input and output embeddings,
+the copy of one is trained on its own and the other stays what it was (peft's `ensure_weight_tying:
+false`).
+
+What is trained is float32 (float64 in tests) whatever the base's type; a copy's inputs and outputs
+are cast there and back.  Loaded onto a bfloat16 base by plain peft, copies of layers are rounded to
+it; onto a float32 base they are what was trained.  With B of LoRA at zero the first step moves only
+B; `has_moved` is asserted before anything is released.
 """
 
 from __future__ import annotations
@@ -24,17 +31,23 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load, save
 from torch import nn
 
 from privft.errors import InputError, IntegrityError
+from privft.training.dropout import UnitDropout
 from privft.training.losses import Classifier, LanguageModel, TrainedModel, trained_parameters
+from privft.training.products import has_unit_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSpec:
     """The LoRA settings that privft passes on, named as in peft.
 
+    lora_dropout: the share of the numbers going into A that a step leaves out, by masks that belong
+        to the unit (`dropout`).
+    modules_to_save: names, or ends of names, of layers that are trained whole.
     freeze_a: train B only (FFA-LoRA, Sun et al. 2024): half the noise, and noise enters linearly.
     """
 
@@ -43,15 +56,58 @@ class LoraSpec:
     target_modules: str | Sequence[str] = "all-linear"
     layers_to_transform: Sequence[int] | None = None
     use_rslora: bool = False
+    lora_dropout: float = 0.0
+    modules_to_save: Sequence[str] | None = None
     freeze_a: bool = False
 
 
-def _quietly_wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
+def _wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
+    """The base with peft's layers in it, dropout keyed and copies of layers in a wide type."""
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5 for names that it deprecates; nothing for a user to act on
         warnings.simplefilter("ignore", FutureWarning)
+        # known and meant: see the module's docstring
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         wrapped: nn.Module = get_peft_model(base, config)
+    for name, module in wrapped.named_modules():
+        if isinstance(module, nn.ModuleDict) and name.endswith(".lora_dropout"):
+            for key, layer in module.items():
+                if isinstance(layer, nn.Dropout):
+                    module[key] = UnitDropout(layer.p, layer=name.removesuffix(".lora_dropout"))
+        elif isinstance(module, ModulesToSaveWrapper):
+            _widen(module)
     return wrapped
+
+
+def _widen(saved: ModulesToSaveWrapper) -> None:
+    """Hold the trained copy of a layer in float32 where the base is narrower, casting around it."""
+    narrow = saved.original_module.weight.dtype
+    if narrow not in (torch.bfloat16, torch.float16):
+        return
+    saved.modules_to_save.float()
+    saved.register_forward_pre_hook(
+        lambda module, inputs: tuple(x.float() if x.is_floating_point() else x for x in inputs)
+    )
+    saved.register_forward_hook(lambda module, inputs, output: output.to(narrow))
+
+
+def _check_saved(base: nn.Module, names: Sequence[str]) -> None:
+    """Refuse `modules_to_save` that name nothing in the model, or what cannot be trained whole."""
+    for wanted in names:
+        found = [module for name, module in base.named_modules() if name.endswith(wanted)]
+        if not found:
+            raise InputError(
+                f"lora.modules_to_save names {wanted!r}, and the model has no such layer",
+                hint="a classification head is always trained and needs no naming",
+            )
+        odd = sorted({type(m).__name__ for m in found if not has_unit_gradients(m)})
+        if odd:
+            raise InputError(
+                f"lora.modules_to_save names {wanted!r}, a {odd[0]}, and privft has gradients of "
+                "units for linear, embedding and layer-norm layers only",
+                hint="name single layers of these kinds, or reach the layers of a block by "
+                "lora.target_modules",
+            )
 
 
 def _target_names(base: nn.Module, targets: str | Sequence[str]) -> list[str]:
@@ -73,11 +129,13 @@ def _target_names(base: nn.Module, targets: str | Sequence[str]) -> list[str]:
 
 
 def _wrap(base: nn.Module, spec: LoraSpec, *, seed: int, task_type: str) -> nn.Module:
+    _check_saved(base, spec.modules_to_save or ())
     torch.manual_seed(seed)
     config = LoraConfig(
         r=spec.r,
         lora_alpha=spec.lora_alpha,
-        lora_dropout=0.0,
+        lora_dropout=spec.lora_dropout,
+        modules_to_save=None if spec.modules_to_save is None else list(spec.modules_to_save),
         target_modules=_target_names(base, spec.target_modules),
         layers_to_transform=(
             None if spec.layers_to_transform is None else list(spec.layers_to_transform)
@@ -87,7 +145,7 @@ def _wrap(base: nn.Module, spec: LoraSpec, *, seed: int, task_type: str) -> nn.M
         task_type=task_type,
     )
     try:
-        wrapped = _quietly_wrapped(base, config)
+        wrapped = _wrapped(base, config)
     except ValueError as error:
         raise InputError(
             "peft finds none of the lora.target_modules in this model",
@@ -138,7 +196,9 @@ def adapter_files(model: TrainedModel, *, base_name: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     body = model.module.encoder if isinstance(model, Classifier) else model.module
     if isinstance(body, PeftModel):
-        state = {k: v.cpu().contiguous() for k, v in get_peft_model_state_dict(body).items()}
+        # what is not trained is not saved, embeddings of another size included
+        trained = get_peft_model_state_dict(body, save_embedding_layers=False)
+        state = {k: v.cpu().contiguous() for k, v in trained.items()}
         files["adapter_model.safetensors"] = save(state, metadata={"format": "pt"})
         settings = body.peft_config["default"].to_dict() | {
             "base_model_name_or_path": base_name,
@@ -160,7 +220,7 @@ def load_adapter(base: nn.Module, files: Mapping[str, bytes], *, pad_id: int) ->
             "base_model_name_or_path": None,
             "inference_mode": False,
         }
-        body = _quietly_wrapped(base, LoraConfig(**settings))
+        body = _wrapped(base, LoraConfig(**settings))
         missing = set_peft_model_state_dict(body, load(files["adapter_model.safetensors"]))
         if missing.unexpected_keys:
             raise IntegrityError(
@@ -179,17 +239,22 @@ def load_adapter(base: nn.Module, files: Mapping[str, bytes], *, pad_id: int) ->
 def save_merged(base: nn.Module, files: Mapping[str, bytes], folder: Path) -> None:
     """Write the base model with the adapter added to its weights, as safetensors and config.
 
-    The sum is taken in the base's own type, by one thread, so that it has the same bits each time.
-    A classifier's head is not part of it.  Raises `InputError` when there is no LoRA to add.
+    The sum is taken in the base's own type, by one thread, so that it has the same bits each time;
+    layers that were trained whole take the place of their originals, in that type too.  A
+    classifier's head is not part of it.  Raises `InputError` when there is no LoRA to add.
     """
     if "adapter_config.json" not in files:
         raise InputError("there is no LoRA adapter to merge: only a head was trained")
+    dtype = next(base.parameters()).dtype
     loaded = load_adapter(base, files, pad_id=0)
     body = loaded.module.encoder if isinstance(loaded, Classifier) else loaded.module
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        merged = body.merge_and_unload()  # type: ignore[operator, union-attr]
+        with warnings.catch_warnings():
+            # embeddings of which one was trained are tied no longer, and the saved config says so
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer")
+            merged = body.merge_and_unload()  # type: ignore[operator, union-attr]
     finally:
         torch.set_num_threads(threads)
-    merged.save_pretrained(folder, safe_serialization=True)
+    merged.to(dtype).save_pretrained(folder, safe_serialization=True)

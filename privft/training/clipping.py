@@ -26,15 +26,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import torch
-from torch import nn
 
 from privft.budget.mechanism import Clipping
 from privft.errors import InputError
+from privft.randomness import KeyedStreams
+from privft.training.dropout import Masks, dropout_layers, masked
 from privft.training.examples import UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
-from privft.training.products import UnitProducts
+from privft.training.products import UnitProducts, has_unit_gradients
+from privft.training.recompute import recomputable_layers, recomputed
 
 _HAIR = 1.0 - 2.0**-40
 COUNT = "unclipped units"
@@ -44,31 +47,59 @@ AUTOMATIC_STABILITY = 0.01
 
 
 class UnitGradients:
-    """Computes one gradient a unit for a model whose trained layers are linear layers."""
+    """Computes one gradient a unit for a model whose trained layers are known to `products`.
 
-    def __init__(self, model: TrainedModel) -> None:
+    recompute: layers keep their inputs only and are computed again for the backward; the same bits
+        for less memory and more time.
+
+    Errors: `InputError` when a trained parameter lies elsewhere.
+    """
+
+    def __init__(self, model: TrainedModel, *, recompute: bool = False) -> None:
         self._model = model
+        self._dropout = dropout_layers(model.module)
+        self._recomputed = recomputable_layers(model.module) if recompute else []
+        self._place: tuple[KeyedStreams, int] | None = None
         self.parameters = trained_parameters(model)
         for layer in model.module.modules():
             trained = any(p.requires_grad for p in layer.parameters(recurse=False))
-            if trained and not isinstance(layer, nn.Linear):
-                raise ValueError(
-                    f"expected trained parameters in linear layers only, got {type(layer)}"
+            if trained and not has_unit_gradients(layer):
+                raise InputError(
+                    f"parameters of a {type(layer).__name__} are trained, and privft has gradients "
+                    "of units for linear, embedding and layer-norm layers only",
+                    hint="name other lora.target_modules or lora.modules_to_save",
                 )
+
+    @property
+    def drops(self) -> bool:
+        """Whether the model has dropout."""
+        return bool(self._dropout)
+
+    def at(self, streams: KeyedStreams, step: int) -> UnitGradients:
+        """The same, dropping what `streams` drop in `step`."""
+        placed = copy(self)
+        placed._place = streams, step
+        return placed
 
     def __call__(self, units: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
         """Gradients of the units' losses, by name, each of shape [U, *parameter].
 
         `units` all have the same bucket, and at least one example each.
-        Errors: `InputError` when a trained parameter has no part in the loss.
+        Errors: `InputError` when a trained parameter has no part in the loss; `ValueError` when the
+        model has dropout and `at` did not say whose.
         """
-        self._model.module.eval()  # no dropout; nothing else depends on the mode
+        self._model.module.eval()  # only keyed dropout; nothing else depends on the mode
         examples = [example for unit in units for example in unit.examples]
         records = [len(unit.examples) for unit in units]
         weights = [1.0 / count for count in records for _ in range(count)]
-        with UnitProducts(self.parameters, records) as products:
+        with (
+            UnitProducts(self.parameters, records) as products,
+            masked(self._dropout, self._masks(units)),
+            recomputed(self._recomputed, products),
+        ):
             losses_R = self._model.record_losses(examples, units[0].bucket)
-            torch.autograd.backward([losses_R], [torch.tensor(weights).to(losses_R)])
+            weights_R = torch.tensor(weights, dtype=torch.float64).to(losses_R)
+            torch.autograd.backward([losses_R], [weights_R])
         missing = [name for name in self.parameters if name not in products.gradients]
         if missing:
             raise InputError(
@@ -78,6 +109,14 @@ class UnitGradients:
                 "runs through",
             )
         return {name: products.gradients[name] for name in self.parameters}
+
+    def _masks(self, units: Sequence[UnitExamples]) -> Masks | None:
+        if not self._dropout:
+            return None
+        if self._place is None:
+            raise ValueError("expected streams and a step, because the model has dropout")
+        streams, step = self._place
+        return Masks(units, streams=streams, step=step)
 
 
 def unit_norms(gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -42,9 +42,13 @@ from privft.training.sampling import poisson_sample
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """What may change speed and memory, and nothing else."""
+    """What may change speed and memory, and nothing else.
+
+    gradient_checkpointing: activations are computed again for the backward instead of kept.
+    """
 
     token_budget: int = 4096
+    gradient_checkpointing: bool = False
     checkpoint_every: int = 10
 
 
@@ -139,7 +143,7 @@ def train(
     Guarantees: (epsilon, delta) of `mechanism.event()` for one unit among `units`, for an
     observer of the final parameters and of all intermediate ones.
     """
-    gradients_of = UnitGradients(model)
+    gradients_of = UnitGradients(model, recompute=performance.gradient_checkpointing)
     parameters = gradients_of.parameters
     optimizer = make_optimizer(parameters, optimisation)
     first, clip_norm = 0, mechanism.clip_norm
@@ -158,7 +162,7 @@ def train(
             for unit in sampled
         ]
         sums = clipped_sum(
-            gradients_of,
+            gradients_of.at(streams, step),
             sampled,
             clip_norm=clip_norm,
             token_budget=performance.token_budget,

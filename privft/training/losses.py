@@ -5,9 +5,11 @@ would depend on its companions and the clip norm would not bound a unit's influe
 
 Causal LM.  Logits are taken only where there are labels, a record at a time and in blocks of
 `BLOCK_TOKENS`, so that a [tokens, vocabulary] tensor never dominates memory, and the shape of each
-product depends on the record alone.  The output embedding is frozen, so the gradient with respect
-to the hidden state is formed at once in the forward pass and no logits are kept (the idea of
-cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv 2411.09009).
+product depends on the record alone.  Where the output embedding is frozen, the gradient with
+respect to the hidden state is formed at once in the forward pass and no logits are kept (the idea
+of cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv 2411.09009).  Where it is trained
+(`lora.modules_to_save: [lm_head]`), logits are formed once more in the backward pass, and each
+record's gradient by the weight goes to its unit (`products.active`).
 
 `LanguageModel` and `Classifier` both give `record_losses`; `trained_parameters` lists what moves.
 Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of a record, V vocab.
@@ -15,7 +17,7 @@ Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import nn
 
 from privft.errors import InputError
 from privft.training.examples import IGNORED, Example
+from privft.training.products import active
 
 BLOCK_TOKENS = 256
 
@@ -38,16 +41,11 @@ class _LabelledCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         want_gradient = hidden_ND.requires_grad
         gradient_ND = torch.empty_like(hidden_ND) if want_gradient else None
-        for start in range(0, count, BLOCK_TOKENS):
-            block = slice(start, start + BLOCK_TOKENS)
-            labels = labels_N[block, None]
-            logits = (hidden_ND[block] @ weight_VD.T).to(_wide(hidden_ND.dtype))
-            normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+        for block, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
             total += (normaliser - logits.gather(1, labels)).sum(dtype=torch.float64)
             if gradient_ND is not None:
-                logits.sub_(normaliser).exp_()
-                logits.scatter_add_(1, labels, -torch.ones_like(labels, dtype=logits.dtype))
-                gradient_ND[block] = (logits / count).to(weight_VD.dtype) @ weight_VD
+                by_logits = _by_logits(logits, normaliser, labels, count)
+                gradient_ND[block] = by_logits.to(weight_VD.dtype) @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return (total / count).to(_wide(hidden_ND.dtype))
 
@@ -55,6 +53,60 @@ class _LabelledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * output_gradients[0].to(gradient_ND.dtype), None, None
+
+
+class _TrainedCrossEntropy(torch.autograd.Function):
+    """The same where the weight is trained: its gradient goes to `record`, or to autograd where no
+    unit is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_N: torch.Tensor,
+        record: Callable[[torch.Tensor], None] | None,
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+        for _, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
+            total += (normaliser - logits.gather(1, labels)).sum(dtype=torch.float64)
+        ctx.record = record
+        ctx.save_for_backward(hidden_ND, weight_VD, labels_N)
+        return (total / labels_N.shape[0]).to(_wide(hidden_ND.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[Any, ...]:
+        hidden_ND, weight_VD, labels_N = ctx.saved_tensors
+        of_hidden_ND, of_weight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
+        for block, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
+            by_logits = _by_logits(logits, normaliser, labels, labels_N.shape[0])
+            by_logits = (by_logits * output_gradients[0]).to(weight_VD.dtype)
+            of_hidden_ND[block] = by_logits @ weight_VD
+            of_weight_VD.addmm_(by_logits.t(), hidden_ND[block])
+        if ctx.record is None:
+            return of_hidden_ND, of_weight_VD, None, None
+        ctx.record(of_weight_VD)
+        return of_hidden_ND, None, None, None
+
+
+def _blocks(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """At most `BLOCK_TOKENS` positions at a time: which, their labels [n, 1], their logits [n, V]
+    in a wide type, and the logarithm of the sum of exponentials of those, [n, 1]."""
+    for start in range(0, labels_N.shape[0], BLOCK_TOKENS):
+        block = slice(start, start + BLOCK_TOKENS)
+        logits = (hidden_ND[block] @ weight_VD.T).to(_wide(hidden_ND.dtype))
+        yield block, labels_N[block, None], logits, torch.logsumexp(logits, dim=-1, keepdim=True)
+
+
+def _by_logits(
+    logits: torch.Tensor, normaliser: torch.Tensor, labels: torch.Tensor, count: int
+) -> torch.Tensor:
+    """The gradient of a mean over `count` labels by these logits, [n, V]; overwrites `logits`."""
+    logits.sub_(normaliser).exp_()
+    logits.scatter_add_(1, labels, -torch.ones_like(labels, dtype=logits.dtype))
+    return logits / count
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -87,10 +139,13 @@ class LanguageModel:
             base = base.get_base_model()
         self._decoder = getattr(base, base.base_model_prefix)
         self._head = base.get_output_embeddings()
-        if any(p.requires_grad for p in self._head.parameters()):
+        trained = [p for p in self._head.parameters() if p.requires_grad]
+        if trained and (len(trained) > 1 or trained[0] is not self._head.weight):
             raise InputError(
-                "the output embedding is trained, which the label-only loss does not support",
-                hint="leave lm_head out of target_modules and modules_to_save",
+                "something other than the output embedding's weight is trained there, which the "
+                "label-only loss does not support",
+                hint="leave lm_head out of lora.target_modules; lora.modules_to_save: [lm_head] "
+                "trains it whole",
             )
 
     @property
@@ -109,12 +164,26 @@ class LanguageModel:
             places = [t for t, label in enumerate(example.labels) if label != IGNORED]
             before = torch.tensor([t - 1 for t in places], device=self.device)
             labels_N = torch.tensor([example.labels[t] for t in places], device=self.device)
-            losses.append(
-                _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                    hidden_RTD[row, before], self._head.weight, labels_N
-                )
-            )
+            losses.append(self._mean_loss(hidden_RTD[row, before], labels_N, row))
         return torch.stack(losses)
+
+    def _mean_loss(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor, row: int) -> torch.Tensor:
+        """Of one record, which is that row of the batch."""
+        weight_VD = self._head.weight
+        loss: torch.Tensor
+        if not weight_VD.requires_grad:
+            loss = _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                hidden_ND, weight_VD, labels_N
+            )
+            return loss
+        products = active()
+        loss = _TrainedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_ND.to(weight_VD.dtype),
+            weight_VD,
+            labels_N,
+            products and products.row_recorder(weight_VD, row),
+        )
+        return loss
 
     def check_against_own_loss(self, example: Example) -> None:
         """Raise unless the label-only loss is the model's own on one row (logit scaling, soft caps

@@ -10,28 +10,49 @@ which oneDNN lacks and only tests use, is multiplied a record at a time.  Other 
 as torch does, and `audit.stepcheck` says what that costs.
 
 How.  `UnitProducts` is a mode, active during one forward and backward pass, that takes over
-`torch.nn.functional.linear`.  The backward of a frozen layer gives the gradient of its input and
-nothing else.  That of a trained layer also gives, in one product a unit, the unit's gradient
-    G_u = sum over the unit's records and positions of  (output gradient) (input)^T
-and never the sum over units that autograd would form.  Activations that are computed twice
-(gradient checkpointing) change nothing: only backward records.
+`linear`, and `embedding` and `layer_norm` where they are trained.  The backward of a
+frozen layer gives the gradient of its input and nothing else.  That of a trained layer also gives
+each unit's gradient, from the unit's own records and by sums of shapes that are the unit's own:
+    linear      (output gradient)^T (input), and the output gradient for a bias
+    embedding   the output gradient, added to the rows of the tokens
+    layer norm  output gradient times normalised input, and the output gradient for the bias
+and never the sum over units that autograd would form.  A loss that multiplies by a trained weight
+itself, a record at a time, reports its part through `active` (`losses`).  Activations that are
+computed twice (`recompute`) change nothing: only backward records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from privft.errors import InputError
+
 _ALIGNMENT_BYTES = 64
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_ACTIVE: ContextVar[UnitProducts | None] = ContextVar("privft-unit-products", default=None)
+
+
+def has_unit_gradients(layer: nn.Module) -> bool:
+    """Whether the gradient of each unit by the layer's own parameters is known here."""
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+    return isinstance(layer, (nn.Linear, nn.LayerNorm))
+
+
+def active() -> UnitProducts | None:
+    """The mode that is in force in this thread."""
+    return _ACTIVE.get()
 
 
 class UnitProducts(TorchFunctionMode):
-    """Linear layers as in the module's docstring, for rows (records) that lie in order of units.
+    """Trained layers as in the module's docstring, for rows (records) that lie in order of units.
 
     parameters: the trained parameters, by name.
     records: how many records each unit has, [U]; their sum is the number of rows.
@@ -43,7 +64,23 @@ class UnitProducts(TorchFunctionMode):
         super().__init__()
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._records = list(records)
+        self._unit_of_row = [unit for unit, count in enumerate(records) for _ in range(count)]
+        self._tokens: list[Token[UnitProducts | None]] = []
+        self._taken_over: dict[Callable[..., Any], Callable[..., Any]] = {
+            nn.functional.linear: self._linear,
+            nn.functional.embedding: self._embedding,
+            nn.functional.layer_norm: self._layer_norm,
+        }
         self.gradients: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> UnitProducts:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._tokens.append(_ACTIVE.set(self))
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        _ACTIVE.reset(self._tokens.pop())
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -52,32 +89,116 @@ class UnitProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is nn.functional.linear:
-            return self._linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return self._taken_over.get(func, func)(*args, **(kwargs or {}))
+
+    def row_recorder(self, parameter: torch.Tensor, row: int) -> Callable[[torch.Tensor], None]:
+        """What takes in the gradient of one row's loss by a trained parameter, [*parameter]."""
+        name, unit = self._names[id(parameter)], self._unit_of_row[row]
+
+        def record(gradient: torch.Tensor) -> None:
+            if name not in self.gradients:
+                shape = (len(self._records), *gradient.shape)
+                self.gradients[name] = gradient.new_zeros(shape)
+            self.gradients[name][unit] += gradient
+
+        return record
 
     def _linear(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> Any:
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        return _Linear.apply(  # type: ignore[no-untyped-call]
-            input, weight, bias, self._record if trained else None
-        )
+        names = self._name(weight), self._name(bias)
+        record = partial(self._record_linear, *names) if any(names) else None
+        return _Linear.apply(input, weight, bias, record)  # type: ignore[no-untyped-call]
 
-    def _record(
+    def _embedding(
         self,
         input: torch.Tensor,
         weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        padding_idx: int | None = None,
+        *settings: Any,
+        **named: Any,
+    ) -> Any:
+        name = self._name(weight)
+        if name is None:
+            return nn.functional.embedding(input, weight, padding_idx, *settings, **named)
+        record = partial(self._record_embedding, name, padding_idx, weight.shape[0])
+        return _Embedding.apply(input, weight, record)  # type: ignore[no-untyped-call]
+
+    def _layer_norm(
+        self,
+        input: torch.Tensor,
+        normalized_shape: Sequence[int],
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Any:
+        names = self._name(weight), self._name(bias)
+        if not any(names):
+            return nn.functional.layer_norm(input, normalized_shape, weight, bias, eps)
+        record = partial(self._record_layer_norm, *names)
+        return _LayerNorm.apply(  # type: ignore[no-untyped-call]
+            input, list(normalized_shape), weight, bias, eps, record
+        )
+
+    def _name(self, parameter: torch.Tensor | None) -> str | None:
+        """The parameter's name if it is trained."""
+        return self._names.get(id(parameter)) if parameter is not None else None
+
+    def _record_linear(
+        self,
+        weight: str | None,
+        bias: str | None,
+        input: torch.Tensor,
         gradient: torch.Tensor,
     ) -> None:
-        if weight.requires_grad:
+        self._check(gradient)
+        if weight is not None:
             self._add(weight, _weight_gradients(input, gradient, self._records))
-        if bias is not None and bias.requires_grad:
-            self._add(bias, _bias_gradients(gradient, self._records))
+        if bias is not None:
+            self._add(bias, _sums(gradient, self._records, dimensions=1))
 
-    def _add(self, parameter: torch.Tensor, of_units: torch.Tensor) -> None:
-        name = self._names[id(parameter)]
+    def _record_embedding(
+        self,
+        name: str,
+        padding: int | None,
+        rows: int,
+        input: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        self._check(gradient)
+        if padding is not None:  # torch trains no row of padding either
+            gradient = gradient.masked_fill((input == padding % rows)[..., None], 0.0)
+        found = gradient.new_zeros((len(self._records), rows, gradient.shape[-1]))
+        for unit, part in enumerate(_of_units(self._records)):
+            found[unit].index_add_(
+                0, input[part].reshape(-1), gradient[part].reshape(-1, gradient.shape[-1])
+            )
+        self._add(name, found)
+
+    def _record_layer_norm(
+        self,
+        weight: str | None,
+        bias: str | None,
+        normalised: torch.Tensor,
+        gradient: torch.Tensor,
+        dimensions: int,
+    ) -> None:
+        self._check(gradient)
+        if weight is not None:
+            self._add(weight, _sums(gradient * normalised, self._records, dimensions=dimensions))
+        if bias is not None:
+            self._add(bias, _sums(gradient, self._records, dimensions=dimensions))
+
+    def _check(self, gradient: torch.Tensor) -> None:
+        if gradient.shape[0] != len(self._unit_of_row):
+            raise InputError(
+                f"a trained layer sees {gradient.shape[0]} rows for {len(self._unit_of_row)} "
+                "records: what it computes belongs to no single record",
+                hint="leave it out of lora.target_modules and lora.modules_to_save (embeddings of "
+                "positions are such a layer)",
+            )
+
+    def _add(self, name: str, of_units: torch.Tensor) -> None:
         known = self.gradients.get(name)
         self.gradients[name] = of_units if known is None else known + of_units
 
@@ -98,19 +219,64 @@ class _Linear(torch.autograd.Function):
             ctx.save_for_backward(weight)
         else:
             ctx.save_for_backward(weight, input)
-            ctx.bias = bias
         return product(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         gradient = gradients[0]
-        if ctx.record is None:
-            (weight,) = ctx.saved_tensors
-        else:
-            weight, input = ctx.saved_tensors
-            ctx.record(input, weight, ctx.bias, gradient)
+        weight, *input = ctx.saved_tensors  # read once: what is computed again is handed out once
+        if ctx.record is not None:
+            ctx.record(*input, gradient)
         wanted = product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None
         return wanted, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of the weight [V, D] by number, [R, ..., D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: torch.Tensor, record: Callable[..., None]
+    ) -> torch.Tensor:
+        ctx.record = record
+        ctx.save_for_backward(input)
+        return nn.functional.embedding(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
+        ctx.record(ctx.saved_tensors[0], gradients[0])
+        return None, None, None
+
+
+class _LayerNorm(torch.autograd.Function):
+    """Normalised over the last dimensions (those of `shape`), times the weight, plus the bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        shape: list[int],
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+        record: Callable[..., None],
+    ) -> torch.Tensor:
+        output, mean, reciprocal = torch.native_layer_norm(input, shape, weight, bias, eps)
+        ctx.shape, ctx.record = shape, record
+        ctx.save_for_backward(input, mean, reciprocal, weight, bias)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        gradient = gradients[0]
+        input, mean, reciprocal, weight, bias = ctx.saved_tensors
+        ctx.record((input - mean) * reciprocal, gradient, len(ctx.shape))
+        wanted = None
+        if ctx.needs_input_grad[0]:
+            wanted = torch.ops.aten.native_layer_norm_backward(
+                gradient, input, ctx.shape, mean, reciprocal, weight, bias, [True, False, False]
+            )[0]
+        return wanted, None, None, None, None, None
 
 
 def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -149,22 +315,28 @@ def _weight_gradients(
         of_rows = torch.einsum("r...n,r...k->rnk", gradient, input)
         return _sum_by_unit(of_rows, records)
     found = []
-    start = 0
-    for count in records:
-        rows = slice(start, start + count)
-        left = _aligned(gradient[rows].reshape(-1, gradient.shape[-1]))
-        right = _aligned(input[rows].reshape(-1, input.shape[-1]))
+    for part in _of_units(records):
+        left = _aligned(gradient[part].reshape(-1, gradient.shape[-1]))
+        right = _aligned(input[part].reshape(-1, input.shape[-1]))
         found.append(left.t() @ right)
-        start += count
     return torch.stack(found)
 
 
-def _bias_gradients(gradient: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
-    """[U, N] from gradient [R, ..., N]."""
-    of_rows = gradient
-    while of_rows.dim() > 2:
-        of_rows = of_rows.sum(1)
-    return _sum_by_unit(of_rows, records)
+def _sums(values: torch.Tensor, records: Sequence[int], *, dimensions: int) -> torch.Tensor:
+    """[U, *last dimensions] from [R, ..., *last dimensions]: over each unit's records and
+    positions, a unit at a time, because torch sums by the size of the whole."""
+    if values.dim() == 1 + dimensions:
+        return _sum_by_unit(values, records)
+    kept = values.shape[-dimensions:]
+    return torch.stack(
+        [_aligned(values[part].reshape(-1, *kept)).sum(0) for part in _of_units(records)]
+    )
+
+
+def _of_units(records: Sequence[int]) -> list[slice]:
+    """The rows of each unit."""
+    ends = [sum(records[: place + 1]) for place in range(len(records))]
+    return [slice(end - count, end) for end, count in zip(ends, records, strict=True)]
 
 
 def _sum_by_unit(of_rows: torch.Tensor, records: Sequence[int]) -> torch.Tensor:

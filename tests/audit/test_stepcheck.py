@@ -11,9 +11,10 @@ import torch
 from privft.audit import stepcheck
 from privft.audit.canaries import Vocabulary
 from privft.audit.selfcheck import Check
-from privft.training import loop, products
+from privft.training import dropout, loop, products
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import COUNT, UnitGradients, unit_norms
+from privft.training.dropout import dropout_layers
 from privft.training.examples import IGNORED, Example, UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
 from tests.training.tiny import VOCABULARY, mechanism, tiny_bert, tiny_llama
@@ -32,6 +33,15 @@ def language_model() -> TrainedModel:
     return attach_language_model(tiny_llama(dtype=torch.float32), LoraSpec(r=2), seed=5, pad_id=0)
 
 
+EVERYTHING = {"r": 2, "lora_dropout": 0.3, "modules_to_save": ["lm_head", "embed_tokens"]}
+
+
+def everything() -> TrainedModel:
+    return attach_language_model(
+        tiny_llama(dtype=torch.float32), LoraSpec(**EVERYTHING), seed=5, pad_id=0
+    )
+
+
 def classifier(spec: LoraSpec | None = None) -> TrainedModel:
     bert = tiny_bert(dtype=torch.float32)
     return attach_classifier(bert, spec, seed=5, pad_id=0, labels=len(LABELS))
@@ -48,7 +58,9 @@ def encode(unit: Mapping[str, Any]) -> UnitExamples:
     return UnitExamples(key=unit["unit"], examples=tuple(examples))
 
 
-def checked(model: TrainedModel, clip_norm: float = 0.1, **more: Any) -> list[Check]:
+def checked(
+    model: TrainedModel, clip_norm: float = 0.1, *, recompute: bool = False, **more: Any
+) -> list[Check]:
     return stepcheck.check_step(
         model,
         encode,
@@ -56,6 +68,7 @@ def checked(model: TrainedModel, clip_norm: float = 0.1, **more: Any) -> list[Ch
         mechanism=mechanism(clip_norm=clip_norm, **more),
         task=model.task,  # type: ignore[arg-type]
         max_length=32,
+        gradient_checkpointing=recompute,
     )
 
 
@@ -63,6 +76,7 @@ MODELS: dict[str, Callable[[], TrainedModel]] = {
     "language model": language_model,
     "classifier": lambda: classifier(LoraSpec(r=2)),
     "bare head": classifier,
+    "dropout and layers trained whole": everything,
 }
 
 
@@ -72,6 +86,15 @@ def test_a_sound_model_passes_whatever_is_clipped(kind: str, clip_norm: float) -
     found = checked(MODELS[kind](), clip_norm)
     assert [check.check for check in found if not check.ok] == []
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_sound_model_passes_when_activations_are_computed_again(kind: str) -> None:
+    model = MODELS[kind]()
+    found = checked(model, recompute=True)
+    assert ("with dropout on" in found[INFLUENCE].detail) is bool(dropout_layers(model.module))
+    assert [check.check for check in found if not check.ok] == []
+    assert found[COMPANIONS].detail.endswith("in 0 of 8 cases")
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -202,6 +225,24 @@ def test_a_gradient_that_misses_an_output_is_found_by_the_other_engine(
     assert not found[ENGINES].ok
 
 
-def test_the_engines_agree_in_bfloat16_too() -> None:
-    model = attach_language_model(tiny_llama(dtype=torch.bfloat16), LoraSpec(r=2), seed=5, pad_id=0)
+@pytest.mark.parametrize("spec", [{"r": 2}, EVERYTHING], ids=["lora", "everything"])
+def test_the_engines_agree_in_bfloat16_too(spec: dict[str, Any]) -> None:
+    base = tiny_llama(dtype=torch.bfloat16)
+    model = attach_language_model(base, LoraSpec(**spec), seed=5, pad_id=0)
     assert checked(model)[ENGINES].ok
+
+
+def test_masks_that_follow_the_row_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit that sits in another row then has another gradient."""
+    own = dropout.Masks.dropped
+
+    def by_row(masks: dropout.Masks, layer: str, *, level: int, shape: Any) -> torch.Tensor:
+        rows = own(masks, layer, level=level, shape=shape)
+        return torch.stack([row.roll(place, 0) for place, row in enumerate(rows)])
+
+    spec = LoraSpec(r=2, lora_dropout=0.3)
+    base = tiny_llama(dtype=torch.float32)
+    model = attach_language_model(base, spec, seed=5, pad_id=0)
+    assert checked(model, 1e-3)[COMPANIONS].detail.endswith("in 0 of 8 cases")
+    monkeypatch.setattr(dropout.Masks, "dropped", by_row)
+    assert not checked(model, 1e-3)[COMPANIONS].ok
