@@ -31,7 +31,10 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("start", "Make a workspace: ledger, keys, and room for vaults and runs."),
     "selftest": ("start", "Recompute published reference values with this installation."),
     "keys": ("keys", "People and their keys: create, list, revoke."),
-    "vault": ("vault", "Sealed data: create, add, inspect, verify, prove, rotate, erase, recipients."),
+    "vault": (
+        "vault",
+        "Sealed data: create, add, inspect, verify, prove, rotate, erase, recipients.",
+    ),
     "policy": ("policy", "Policies: list, show, check."),
     "config": ("policy", "Run configurations: schema, validate."),
     "plan": ("runs", "Price a run, or a sweep of runs, in epsilon before any record is opened."),
