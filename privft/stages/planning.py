@@ -26,6 +26,7 @@ from privft.plan import Plan, approval_message, stale_reasons
 from privft.policy import Check, PlanFacts, Policy, check, enforce
 from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
+from privft.stages import outlook
 from privft.stages.affording import affordable_epsilon, mechanism_of, mechanism_with
 from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
 from privft.stages.modelling import model_facts
@@ -164,7 +165,7 @@ def make_plan(
         before=view,
         admission=admission,
         more_runs=fits(view.cap, (*spent, *events), events[0]),
-        warnings=_warnings(config, mechanism),
+        warnings=outlook.warnings(mechanism),
     )
 
 
@@ -220,22 +221,6 @@ def _exceeded(
         if choices
         else "nothing of this kind fits any more: the data set's budget is used up",
     )
-
-
-def _warnings(config: RunConfig, mechanism: Mechanism) -> list[str]:
-    """What makes a useful model unlikely, by the noise that each unit's share meets.
-
-    The rule: noise_multiplier / expected_batch_size is the noise in the mean gradient in units of
-    the clip norm; below 0.05 signal usually wins, above 0.2 it rarely does (rule of thumb; see
-    the tables in benchmarks/).
-    """
-    ratio = mechanism.noise_multiplier / mechanism.expected_batch_size
-    if ratio > 0.2:
-        return [
-            f"noise in a step's mean gradient is {ratio:.2f} of the clip norm: expect little "
-            "learning; more units a step (privacy.expected_batch_size) help most"
-        ]
-    return []
 
 
 def approve(ledger: Ledger, plan: Plan, *, approver: Identity) -> None:
