@@ -220,6 +220,12 @@ def tag_numbers(tag: bytes) -> tuple[int, int]:
 
 def find(rows: Rows, tag: bytes) -> int:
     """The position of a tag, or -1 (binary search; no copy of a column)."""
+    place = _below(rows, tag)
+    return place if place < len(rows) and tag_of(rows[place]) == tag else -1
+
+
+def _below(rows: Rows, tag: bytes) -> int:
+    """How many rows have a smaller tag."""
     wanted = tag_numbers(tag)
     low, high = 0, len(rows)
     while low < high:
@@ -229,7 +235,7 @@ def find(rows: Rows, tag: bytes) -> int:
             low = middle + 1
         else:
             high = middle
-    return low if low < len(rows) and tag_of(rows[low]) == tag else -1
+    return low
 
 
 class Finder:
@@ -261,18 +267,23 @@ def sort_rows(rows: Rows) -> Rows:
     return rows[np.lexsort((rows["tag_low"], rows["tag_high"]))]
 
 
-def leaves(rows: Rows) -> Iterator[bytes]:
-    """The leaves of the tree: one for each row (dtype UNIT_ROW), and the two blank ends."""
-    yield _blank(b"\x00")
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = rows[start : start + _ROWS_AT_ONCE]
+def leaves(rows: Rows, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The leaves of the tree: one for each row (dtype UNIT_ROW), and the two blank ends; those from
+    `start` up to `stop`."""
+    end = len(rows) + 2 if stop is None else stop
+    if start == 0 < end:
+        yield _blank(b"\x00")
+    last = min(end - 1, len(rows))
+    for first in range(max(start - 1, 0), last, _ROWS_AT_ONCE):
+        part = rows[first : min(first + _ROWS_AT_ONCE, last)]
         table = np.empty(len(part), dtype=_LEAF)
         for name in _LEAF.names or ():
             table[name] = part[name]
         data = table.tobytes()
         for offset in range(0, len(data), _LEAF.itemsize):
             yield data[offset : offset + _LEAF.itemsize]
-    yield _blank(b"\xff")
+    if start < end == len(rows) + 2:
+        yield _blank(b"\xff")
 
 
 def _blank(byte: bytes) -> bytes:
@@ -281,8 +292,12 @@ def _blank(byte: bytes) -> bytes:
 
 def merkle_root(rows: Rows) -> bytes:
     """The root over all cells, in memory that does not grow with their number."""
+    return _root_over(leaves(rows))
+
+
+def _root_over(chosen: Iterator[bytes]) -> bytes:
     frontier: translog.Frontier = ()
-    for size, leaf in enumerate(leaves(rows)):
+    for size, leaf in enumerate(chosen):
         frontier = translog.push(frontier, size, translog.leaf_hash(leaf))
     return translog.root_of(frontier)
 
@@ -303,24 +318,31 @@ class Proof:
         return len(self.leaves) == 1
 
 
+class _Hashes:
+    """The hashes of the tree (`translog.HashReader`), made when asked for; few are, and kept."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._known: dict[tuple[int, int], bytes] = {}
+
+    def node(self, level: int, index: int) -> bytes:
+        if (level, index) not in self._known:
+            chosen = leaves(self._rows, index << level, (index + 1) << level)
+            self._known[level, index] = _root_over(chosen)
+        return self._known[level, index]
+
+
 def prove(rows: Rows, tag: bytes) -> Proof:
-    """Proof that the tag is, or is not, among the rows (dtype UNIT_ROW)."""
-    tree = translog.Tree()
-    all_leaves = list(leaves(rows))
-    for leaf in all_leaves:
-        tree.append(translog.leaf_hash(leaf))
-    position = find(rows, tag)
-    if position >= 0:
-        chosen = [position + 1]
-    else:
-        after = sum(1 for leaf in all_leaves[1:-1] if leaf[:16] < tag)
-        chosen = [after, after + 1]
+    """Proof that the tag is, or is not, among the rows (dtype UNIT_ROW), in little memory."""
+    hashes, size, place = _Hashes(rows), len(rows) + 2, _below(rows, tag)
+    present = place < len(rows) and tag_of(rows[place]) == tag
+    chosen = [place + 1] if present else [place, place + 1]
     return Proof(
         tag=tag,
-        size=tree.size,
+        size=size,
         position=chosen[0],
-        leaves=tuple(all_leaves[place] for place in chosen),
-        paths=tuple(tuple(translog.inclusion_proof(tree, place, tree.size)) for place in chosen),
+        leaves=tuple(next(leaves(rows, number, number + 1)) for number in chosen),
+        paths=tuple(tuple(translog.inclusion_proof(hashes, number, size)) for number in chosen),
     )
 
 

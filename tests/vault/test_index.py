@@ -159,6 +159,22 @@ def test_presence_and_absence_in_every_small_tree() -> None:
     assert checked == 369
 
 
+def test_leaves_between_any_two_places_are_those_of_all() -> None:
+    rows = rows_of(tags(9))
+    everything = list(index.leaves(rows))
+    assert len(everything) == 11
+    for start in range(12):
+        for stop in range(start, 12):
+            assert list(index.leaves(rows, start, stop)) == everything[start:stop]
+
+
+def test_a_proof_in_a_large_tree() -> None:
+    rows = rows_of(tags(40_000))
+    root = index.merkle_root(rows)
+    for tag in (tags(40_000)[17], bytes(16)[:-1] + b"\1", b"\xfe" * 16):
+        index.verify_proof(index.prove(rows, tag), root)
+
+
 def test_no_altered_proof_holds() -> None:
     rows = rows_of(tags(9))
     root = index.merkle_root(rows)
