@@ -34,7 +34,9 @@ from privft.report.wording import (
     COMPANIONS,
     bets,
     exact,
+    limit_words,
     odds_of,
+    one_in,
     plain_value,
     pretty_json,
     round_down,
@@ -251,5 +253,7 @@ def environment() -> jinja2.Environment:
         json=pretty_json,
         value=plain_value,
         rule=rule_words,
+        limit=limit_words,
+        one_in=one_in,
     )
     return environment

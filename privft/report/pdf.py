@@ -29,7 +29,9 @@ from privft.report.wording import (
     COMPANIONS,
     bets,
     exact,
+    limit_words,
     odds_of,
+    one_in,
     plain_value,
     round_down,
     round_up,
@@ -109,7 +111,8 @@ def _first_page(facts: Facts, envelope: Mapping[str, Any] | None) -> dict[str, A
         ],
         "bets": bets(facts.guarantee.odds_percent),
         "your": words["your"],
-        "claim": f"ε = {round_up(facts.guarantee.epsilon)}, δ = {exact(facts.guarantee.delta)}",
+        "claim": f"ε = {round_up(facts.guarantee.epsilon)}, δ = {exact(facts.guarantee.delta)}"
+        f" ({one_in(facts.guarantee.delta)})",
         "one": words["one"],
         "odds": plain_svg(str(charts(facts)["odds"])),
         "protected": [
@@ -267,19 +270,15 @@ def _ledger(facts: Facts) -> dict[str, Any]:
 
 
 def _policy(facts: Facts) -> dict[str, Any]:
-    met = {True: "met", False: "NOT met"}
+    met, head = {True: "met", False: "NOT met"}, ["rule", "limit", "this run", "met"]
     rules = [
-        [rule_words(c.rule), plain_value(c.limit), plain_value(c.got), met[c.ok]]
+        [rule_words(c.rule), limit_words(c.limit), plain_value(c.got), met[c.ok]]
         for c in facts.policy.checks
     ]
     return {
         "title": "Policy and approval",
         "tables": [
-            _table(
-                f"Policy “{facts.policy.name}”, rule by rule",
-                ["rule", "limit", "this run", "met"],
-                rules,
-            ),
+            _table(f"Policy “{facts.policy.name}”, rule by rule", head, rules),
             _pairs(
                 "What was approved",
                 [

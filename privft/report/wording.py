@@ -39,6 +39,18 @@ def rule_words(rule: str) -> str:
     return RULES.get(rule, rule)
 
 
+def limit_words(limit: object) -> str:
+    """A rule's limit: what is only asked for or not is said so."""
+    if isinstance(limit, bool):
+        return "required" if limit else "not asked for"
+    return plain_value(limit)
+
+
+def one_in(probability: float) -> str:
+    """A small probability as people say it, never smaller than it is: one in 100,000."""
+    return f"one in {math.floor(1 / probability * (1 + 1e-12)):,}"
+
+
 def unit_words(unit: str) -> dict[str, str]:
     """How the page speaks of one unit to somebody who is one."""
     if unit == "subject":

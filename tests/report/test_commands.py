@@ -114,7 +114,7 @@ def test_nothing_is_exported_of_a_run_that_was_not_audited(tmp_path: Path) -> No
     assert "has not been audited" in done.err
     world.privft("report", "index", "-o", tmp_path / "index.html")
     text = Outline((tmp_path / "index.html").read_text()).text
-    assert f"{run} notes charged; no report trained" in text
+    assert f"{run} trained notes charged; no report" in text
 
 
 def test_recipe_is_printed_and_is_no_part_of_a_release() -> None:

@@ -7,7 +7,7 @@ accountants do not run a hundred thousand times, and everything that reads a fil
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,38 @@ FILES = (
     release.PROOF,
     release.LICENCE_NOTE,
 )
+IN_VERIFY = (
+    "dsse_open",
+    "parse",
+    "canonical_json",
+    "render",
+    "render_card",
+    "render_licence_note",
+)
+IN_RECOMPUTE = (
+    "entries_agree",
+    "approvals_hold",
+    "waivers_hold",
+    "epsilon_agrees",
+    "budget_agrees",
+    "audit_agrees",
+    "policy_agrees",
+)
 ROOT = trust()
 
 
 class Remembered:
-    """Functions of statement and proof, computed once for each pair of contents."""
+    """Functions of some files alone, computed once for the same contents."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
         self._answers: dict[Any, Any] = {}
 
-    def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(
+        self, name: str, function: Callable[..., Any], of: Sequence[str]
+    ) -> Callable[..., Any]:
         def remembered(*given: Any, **named: Any) -> Any:
-            key = (name, self.contents[release.STATEMENT], self.contents[release.PROOF])
+            key = (name, *(self.contents[file] for file in of))
             if key not in self._answers:
                 if len(self._answers) > 64:
                     self._answers.clear()
@@ -69,12 +88,14 @@ def folder(honest: Path, tmp_path: Path) -> Path:
 def remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Remembered:
     memory = Remembered()
     memory.contents = {name: (folder / name).read_bytes() for name in FILES}
-    for name in ("check_proof", "dsse_open", "parse", "render", "render_card",
-                 "render_licence_note"):  # fmt: skip
-        monkeypatch.setattr(verify, name, memory(name, getattr(verify, name)))
-    for name in ("entries_agree", "approvals_hold", "waivers_hold", "epsilon_agrees",
-                 "budget_agrees", "audit_agrees", "policy_agrees"):  # fmt: skip
-        monkeypatch.setattr(recompute, name, memory(name, getattr(recompute, name)))
+    both = (release.STATEMENT, release.PROOF)
+    for room, name, of in [
+        (verify, "check_proof", [release.PROOF]),
+        (verify, "parse_canonical", [release.STATEMENT]),
+        *[(verify, name, both) for name in IN_VERIFY],
+        *[(recompute, name, both) for name in IN_RECOMPUTE],
+    ]:
+        monkeypatch.setattr(room, name, memory(name, getattr(room, name), of))
     return memory
 
 

@@ -65,7 +65,7 @@ def test_every_run_stands_there_once_with_its_link() -> None:
 
 def test_budgets_and_runs_without_a_report_come_from_the_ledger() -> None:
     text = Outline(made()).text
-    assert "r-4 notes-2026 charged; no report closed" in text
+    assert "r-4 closed notes-2026 charged; no report" in text
     assert "Budget of calls All runs together never exceed ε = 8, δ = 1e-05. Left: 3.90" in text
     assert "recovered from a backup: nothing is left" in text
     assert "Nothing was charged to it yet. Lineage new-lineage" in text

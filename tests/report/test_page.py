@@ -220,6 +220,12 @@ def test_rounding_goes_against_the_claim() -> None:
     assert wording.bets(64.0) == 64
 
 
+def test_delta_is_said_as_people_say_it_and_never_smaller() -> None:
+    assert wording.one_in(1e-5) == "one in 100,000"
+    assert wording.one_in(3e-6) == "one in 333,333"
+    assert "δ = 1e-05 (one in 100,000)" in Outline(made(signed_facts())).text
+
+
 def test_odds_of_epsilon_and_delta_match_the_closed_form() -> None:
     assert wording.odds_of(0.0, 0.0) == 50
     assert wording.odds_of(1.0, 0.0) == pytest.approx(100 * 2.718281828 / 3.718281828)
@@ -286,7 +292,7 @@ def test_report_that_waits_for_a_countersignature_says_so_on_page_one() -> None:
     assert waiting.index("Not complete yet") < waiting.index("1. Mechanism")
     text = Outline(made(signed_facts())).text
     assert "Not complete yet" not in text
-    assert "The policy asks for 1 countersignature: 1 of them is there" in text
+    assert "the policy asks for 1 countersignature of this report, by people who may" in text
     assert "nothing leaves before 1 person who may approve plans signed this report" in text
 
 

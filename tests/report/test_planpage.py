@@ -69,7 +69,7 @@ def test_broken_rule_comes_first() -> None:
     rule = {"rule": "max_epsilon_per_run", "limit": 1.0, "got": 1.9, "ok": False}
     text = made(made_up_plan(), checks=[rule]).text
     assert "Against the policy" in text
-    assert "max_epsilon_per_run: the limit is 1, the plan has 1.9" in text
+    assert "Epsilon of one run, at most: 1; the plan has 1.9" in text
 
 
 @pytest.mark.parametrize("field", ["operator", "dataset", "suite"])
