@@ -7,6 +7,7 @@
     losses     mean loss a record, logits only where there are labels
     clipping   exact per-unit gradients, clipped once a unit and summed in float64
     products   matrix products whose bits companions cannot change; one gradient a unit
+    lowrank    a linear layer with LoRA as one step of the graph
     dropout    LoRA's dropout, with masks keyed by step, unit, record and layer
     recompute  gradient checkpointing: activations computed again, to the same bits
     opacus_engine   the same gradients by Opacus, to hold ours against before every run

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -31,6 +32,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import Linear as PeftLinear
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load, save
 from torch import nn
@@ -38,7 +40,8 @@ from torch import nn
 from privft.errors import InputError, IntegrityError
 from privft.training.dropout import UnitDropout
 from privft.training.losses import Classifier, LanguageModel, TrainedModel, trained_parameters
-from privft.training.products import has_unit_gradients
+from privft.training.lowrank import lora_linear
+from privft.training.products import active, has_unit_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,20 @@ class LoraSpec:
     freeze_a: bool = False
 
 
+class _LoraLinear(PeftLinear):  # type: ignore[misc]
+    """peft's layer, taken in one step where gradients of units are taken; see `lowrank`."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The layer's output, of the type of `x`."""
+        products = active()
+        name = "default"
+        if products is None or not isinstance(self.lora_dropout[name], nn.Identity):
+            whole: torch.Tensor = super().forward(x, *args, **kwargs)
+            return whole
+        base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
+        return lora_linear(products, x, base.weight, base.bias, a, b, self.scaling[name])
+
+
 def _wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
     """The base with peft's layers in it, dropout keyed and copies of layers in a wide type."""
     with warnings.catch_warnings():
@@ -70,7 +87,9 @@ def _wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         wrapped: nn.Module = get_peft_model(base, config)
     for name, module in wrapped.named_modules():
-        if isinstance(module, nn.ModuleDict) and name.endswith(".lora_dropout"):
+        if type(module) is PeftLinear:
+            module.__class__ = _LoraLinear
+        elif isinstance(module, nn.ModuleDict) and name.endswith(".lora_dropout"):
             for key, layer in module.items():
                 if isinstance(layer, nn.Dropout):
                     module[key] = UnitDropout(layer.p, layer=name.removesuffix(".lora_dropout"))

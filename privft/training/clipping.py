@@ -88,7 +88,8 @@ class UnitGradients:
         Errors: `InputError` when a trained parameter has no part in the loss; `ValueError` when the
         model has dropout and `at` did not say whose.
         """
-        self._model.module.eval()  # only keyed dropout; nothing else depends on the mode
+        if self._model.module.training:  # setting it visits every layer
+            self._model.module.eval()  # only keyed dropout; nothing else depends on the mode
         examples = [example for unit in units for example in unit.examples]
         records = [len(unit.examples) for unit in units]
         weights = [1.0 / count for count in records for _ in range(count)]
@@ -190,6 +191,6 @@ def add_clipped(
     factors = unit_factors(gradients, clip_norm, clipping)
     add_count(totals, factors)
     for name, gradient in gradients.items():
-        for row, factor in zip(gradient, factors[name], strict=True):
+        for row, factor in zip(gradient.unbind(), factors[name], strict=True):
             if factor:  # a unit whose gradient is not finite has factors of 0
-                totals[name].add_(row.double(), alpha=factor)
+                totals[name].add_(row, alpha=factor)  # in float64, the type of the total

@@ -36,6 +36,7 @@ from privft.errors import InputError
 
 _ALIGNMENT_BYTES = 64
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
 _ACTIVE: ContextVar[UnitProducts | None] = ContextVar("privft-unit-products", default=None)
 
 
@@ -103,11 +104,17 @@ class UnitProducts(TorchFunctionMode):
 
         return record
 
+    def recorder(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+        """What takes in (input, output gradient) of a linear layer, or None where it is frozen."""
+        names = self._name(weight), self._name(bias)
+        return partial(self._record_linear, *names) if any(names) else None
+
     def _linear(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> Any:
-        names = self._name(weight), self._name(bias)
-        record = partial(self._record_linear, *names) if any(names) else None
+        record = self.recorder(weight, bias)
         return _Linear.apply(input, weight, bias, record)  # type: ignore[no-untyped-call]
 
     def _embedding(
@@ -285,18 +292,48 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     Guarantees (on CPUs with oneDNN; measured, see `audit.stepcheck`): the bits of a row of the
     result depend on that row of `input`, on its shape, `weight` and `bias` alone.
     """
-    if input.device.type != "cpu" or input.shape[:-1].numel() == 0:
+    if input.device.type != "cpu" or input.numel() == 0:
         return nn.functional.linear(input, weight, bias)
-    if input.dtype == torch.float64 or not _ONEDNN:
+    if not _takes(input.dtype):
         rows = [nn.functional.linear(_aligned(row[None]), weight, bias) for row in input]
         return torch.cat(rows)
     flat = input.reshape(-1, input.shape[-1])
-    count = flat.shape[0]
-    if count == 1:
+    if flat.shape[0] == 1:
         flat = flat.expand(2, -1).contiguous()
-    result = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-    whole: torch.Tensor = result[:count].reshape(*input.shape[:-1], weight.shape[0])
-    return whole
+    result = _ONEDNN_LINEAR(flat, weight, bias, "none", [], "")
+    return _shaped(result, input, weight)
+
+
+def sum_of_products(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    narrow: torch.Tensor,
+    narrow_weight: torch.Tensor,
+) -> torch.Tensor:
+    """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
+    in the type of `input`; the same guarantee."""
+    own = product(input, weight, bias)
+    if own.dtype != narrow.dtype or own.device.type != "cpu" or not _takes(own.dtype):
+        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
+    flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
+    if flat.shape[0] == 0:
+        return own
+    if flat.shape[0] == 1:
+        flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
+    result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
+    return _shaped(result, narrow, narrow_weight)
+
+
+def _takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type here."""
+    return _ONEDNN and dtype != torch.float64
+
+
+def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[R, ..., N], without the twin of a row that was alone."""
+    shape = (*input.shape[:-1], weight.shape[0])
+    return result[: input.numel() // input.shape[-1]].reshape(shape)
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
