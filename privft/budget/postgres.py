@@ -35,12 +35,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from privft.budget.store import BUSY_S, Note, Transaction
+from privft.budget.rows import SqlTransaction
+from privft.budget.store import BUSY_S, Transaction
 from privft.errors import ConfigError, InputError, IntegrityError, OrderError, PrivftError
 
 if TYPE_CHECKING:
@@ -174,17 +175,17 @@ def _translated() -> Iterator[None]:
         raise IntegrityError(f"the ledger's database is damaged: {type(error).__name__}") from error
 
 
-def _blob(value: Any, what: str) -> bytes:
-    if not isinstance(value, bytes):
-        raise IntegrityError(f"the ledger's database is damaged: {what} is not bytes")
-    return value
-
-
-class PostgresTransaction:
+class PostgresTransaction(SqlTransaction):
     """See `store.Transaction`."""
+
+    place = "database"
 
     def __init__(self, connection: Connection[Any]) -> None:
         self._connection = connection
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
+        cursor = self._connection.execute(statement.replace("?", "%s").encode(), values)
+        return cursor if cursor.description else ()  # a statement without rows cannot be read
 
     def entries(self, start: int) -> Iterator[tuple[int, bytes]]:
         """See `store.Transaction`."""
@@ -195,55 +196,7 @@ class PostgresTransaction:
                 (start,),
             )
             for position, data in cursor:
-                yield position, _blob(data, f"entry {position}")
-
-    def entry(self, position: int) -> bytes:
-        """See `store.Transaction`."""
-        query = "SELECT bytes FROM entries WHERE position = %s"
-        row = self._connection.execute(query, (position,)).fetchone()
-        if row is None:
-            raise IntegrityError(f"entry {position} is missing from the ledger's database")
-        return _blob(row[0], f"entry {position}")
-
-    def append(self, position: int, data: bytes) -> None:
-        """See `store.Transaction`."""
-        self._connection.execute("INSERT INTO entries VALUES (%s, %s)", (position, data))
-
-    def note(self, name: Note) -> str:
-        """See `store.Transaction`."""
-        row = self._connection.execute("SELECT note FROM head WHERE name = %s", (name,)).fetchone()
-        if row is None:
-            raise IntegrityError(f"the ledger's database has no signed {name}")
-        try:
-            return _blob(row[0], f"the signed {name}").decode()
-        except UnicodeDecodeError as error:
-            raise IntegrityError(f"the signed {name} is not text") from error
-
-    def set_note(self, name: Note, note: str) -> None:
-        """See `store.Transaction`."""
-        self._connection.execute(
-            "INSERT INTO head VALUES (%s, %s) "
-            "ON CONFLICT (name) DO UPDATE SET note = EXCLUDED.note",
-            (name, note.encode()),
-        )
-
-    def journal(self, run: str) -> list[tuple[int, bytes]]:
-        """See `store.Transaction`."""
-        rows = self._connection.execute(
-            "SELECT step, digest FROM journal WHERE run = %s ORDER BY step", (run.encode(),)
-        )
-        return [(step, _blob(digest, "a journal digest")) for step, digest in rows]
-
-    def journal_runs(self) -> list[str]:
-        """See `store.Transaction`."""
-        rows = self._connection.execute("SELECT DISTINCT run FROM journal ORDER BY run")
-        return [_blob(run, "a run's name").decode(errors="replace") for (run,) in rows]
-
-    def add_journal(self, run: str, step: int, digest: bytes) -> None:
-        """See `store.Transaction`."""
-        self._connection.execute(
-            "INSERT INTO journal VALUES (%s, %s, %s)", (run.encode(), step, digest)
-        )
+                yield position, self._blob(data, f"entry {position}")
 
 
 class PostgresStore:

@@ -23,11 +23,12 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from privft.budget.rows import Note, SqlTransaction
 from privft.errors import InputError, IntegrityError, OrderError, PrivftError
 
 APPLICATION_ID = 0x70726966  # "prif": how a ledger is told from any other SQLite file
@@ -48,7 +49,6 @@ _SCHEMA = {
     for table in ("entries", "journal")
     for verb in ("update", "delete")
 }
-Note = Literal["checkpoint", "journal"]
 
 
 class Transaction(Protocol):
@@ -153,17 +153,16 @@ def _translated() -> Iterator[None]:
         raise IntegrityError(f"the ledger's file is damaged: {error}") from error
 
 
-def _blob(value: Any, what: str) -> bytes:
-    if not isinstance(value, bytes):
-        raise IntegrityError(f"the ledger's file is damaged: {what} is not bytes")
-    return value
-
-
-class SqliteTransaction:
+class SqliteTransaction(SqlTransaction):
     """See `Transaction`."""
+
+    place = "file"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+
+    def _execute(self, statement: str, values: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
+        return self._connection.execute(statement, values)
 
     def entries(self, start: int) -> Iterator[tuple[int, bytes]]:
         """See `Transaction`."""
@@ -172,53 +171,8 @@ class SqliteTransaction:
         )
         for position, data in rows:
             if type(data) is not bytes:  # spelt out: a hundred thousand names would be made
-                _blob(data, f"entry {position}")
+                self._blob(data, f"entry {position}")
             yield position, data
-
-    def entry(self, position: int) -> bytes:
-        """See `Transaction`."""
-        row = self._connection.execute(
-            "SELECT bytes FROM entries WHERE position = ?", (position,)
-        ).fetchone()
-        if row is None:
-            raise IntegrityError(f"entry {position} is missing from the ledger's file")
-        return _blob(row[0], f"entry {position}")
-
-    def append(self, position: int, data: bytes) -> None:
-        """See `Transaction`."""
-        self._connection.execute("INSERT INTO entries VALUES (?, ?)", (position, data))
-
-    def note(self, name: Note) -> str:
-        """See `Transaction`."""
-        row = self._connection.execute("SELECT note FROM head WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            raise IntegrityError(f"the ledger's file has no signed {name}")
-        try:
-            return _blob(row[0], f"the signed {name}").decode()
-        except UnicodeDecodeError as error:
-            raise IntegrityError(f"the signed {name} is not text") from error
-
-    def set_note(self, name: Note, note: str) -> None:
-        """See `Transaction`."""
-        self._connection.execute("INSERT OR REPLACE INTO head VALUES (?, ?)", (name, note.encode()))
-
-    def journal(self, run: str) -> list[tuple[int, bytes]]:
-        """See `Transaction`."""
-        rows = self._connection.execute(
-            "SELECT step, digest FROM journal WHERE run = ? ORDER BY step", (run.encode(),)
-        )
-        return [(step, _blob(digest, "a journal digest")) for step, digest in rows]
-
-    def journal_runs(self) -> list[str]:
-        """See `Transaction`."""
-        rows = self._connection.execute("SELECT DISTINCT run FROM journal ORDER BY run")
-        return [_blob(run, "a run's name").decode(errors="replace") for (run,) in rows]
-
-    def add_journal(self, run: str, step: int, digest: bytes) -> None:
-        """See `Transaction`."""
-        self._connection.execute(
-            "INSERT INTO journal VALUES (?, ?, ?)", (run.encode(), step, digest)
-        )
 
 
 class SqliteStore:
