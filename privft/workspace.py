@@ -199,11 +199,7 @@ class Workspace:
         path = key_file or self.folder / "keys" / f"{name}.key"
         if path.exists():
             raise UsageError(f"{path} exists", hint="keys are never overwritten; name another file")
-        if any(person.name == name for person in _standing(ledger)):
-            raise UsageError(
-                f"{name} is on the ring already",
-                hint=f"another name, or privft keys revoke {name} first",
-            )
+        check_name_is_free(ledger, name)
         return path
 
     def add_person(
@@ -341,6 +337,15 @@ def read_place(path: Path, *, password: str | None = None) -> Database:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as JSON") from error
     return Database.from_dict(value, password=password)
+
+
+def check_name_is_free(ledger: Ledger, name: str) -> None:
+    """Raise `UsageError` when somebody of this name is on the ring."""
+    if any(person.name == name for person in _standing(ledger)):
+        raise UsageError(
+            f"{name} is on the ring already",
+            hint=f"another name, or privft keys revoke {name} first",
+        )
 
 
 def _standing(ledger: Ledger) -> list[Person]:

@@ -40,7 +40,7 @@ from privft.errors import (
 from privft.report.trust import parse_trust
 from privft.signing import Identity, PublicIdentity, VerifyKey, dsse_sign
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
-from privft.workspace import Workspace, write_private
+from privft.workspace import Workspace, check_name_is_free, write_private
 
 STATE_FORMAT = "privft-witness-state-v1"
 _POLL_S = 0.2
@@ -106,6 +106,7 @@ def enrol(ctx: click.Context, public: Path, who: Acting) -> None:
         "expires": None,
     }
     with opened.ledger() as ledger:
+        check_name_is_free(ledger, known.name)
         ledger.append("key-added", body, actor=actor.name)
     say(f"{known.name} is on the ring as a witness")
     say(f"next: privft ledger witness ask {known.name}; give it trust.json too (ledger trust)")

@@ -104,6 +104,18 @@ def desk(made: Desk, tmp_path: Path) -> Desk:
     return Desk(folder=tmp_path / "desk")
 
 
+def test_a_witness_whose_name_is_taken_is_a_slip_of_the_caller_and_changes_nothing(
+    desk: Desk,
+) -> None:
+    with desk.ledger() as ledger:
+        size = ledger.size
+    said = desk.privft("ledger", "witness", "enrol", "desk.pub", "--as", "ada", code=2)
+    assert "error: desk is on the ring already" in said.stderr
+    assert "privft keys revoke desk first" in said.stderr
+    with desk.ledger() as ledger:
+        assert ledger.size == size
+
+
 def test_yesterdays_image_is_refused_and_the_lawful_way_on_costs_every_budget(desk: Desk) -> None:
     said, _ = desk.ask()
     assert said is not None
