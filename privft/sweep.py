@@ -8,7 +8,7 @@
     charge: run-by-run                  # every candidate is a run with its own plan and charge
 
     charge: random-stopping             # or: the best of a hidden, random number of repetitions
-    stopping: {distribution: truncated-negative-binomial, shape: 1.0, mean: 8.0}
+    stopping: {distribution: truncated-negative-binomial, shape: 1.0, mean: 8.0, most: 64}
     score: {noise_multiplier: 30.0}     # what the best is chosen by: its noise, or `public`
 
 **Run by run** the sum of all candidates is charged, and whoever sees all of them may choose.
@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from privft.budget.mechanism import Event
-from privft.budget.selection import POISSON, TRUNCATED, Selection
+from privft.budget.selection import MOST, POISSON, TRUNCATED, Selection
 from privft.config import RunConfig, load_config, parse_config
 from privft.errors import ConfigError
 from privft.signing import canonical_json
@@ -47,11 +47,15 @@ class Stopping(Strict):
     distribution: Literal["truncated-negative-binomial", "poisson"]
     mean: Annotated[float, Field(gt=1)]
     shape: Annotated[float, Field(ge=0, le=100)] | None = None
+    most: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    """Never more repetitions than these, at a small price; only so could a time be fixed."""
 
     @model_validator(mode="after")
     def _shaped(self) -> Stopping:
         if (self.shape is None) is (self.distribution == TRUNCATED):
             raise ValueError(f"expected shape with {TRUNCATED}, and none with {POISSON}")
+        if self.most is not None and self.most < self.mean:
+            raise ValueError(f"expected most of at least the mean {self.mean:g}, got {self.most}")
         return self
 
 
@@ -86,7 +90,10 @@ class Sweep(Strict):
             (Event(noise_multiplier=score.noise_multiplier),) if isinstance(score, Score) else ()
         )
         return Selection(
-            events=(repetition, *scored), mean=self.stopping.mean, shape=self.stopping.shape
+            events=(repetition, *scored),
+            mean=self.stopping.mean,
+            shape=self.stopping.shape,
+            most=self.stopping.most,
         )
 
 

@@ -16,6 +16,23 @@ and with K from the Poisson distribution of mean m (theorem 6), if one repetitio
 
 Larger orders bound smaller ones, since Renyi divergence grows with the order.
 
+**Stopping at a most.**  Both distributions have no largest value, so nothing that runs them ends
+in a time that can be fixed beforehand.  With K drawn again until it is at most m (`most`), m times
+the time of one repetition is always enough, and can always be taken.  What that costs: let Z be
+P[K <= m] and rho be E[K; K > m] / E[K], both of the whole distribution.  Both theorems bound, by
+the paper's lemma 7,
+
+    log(f'(q)^a f'(q')^(1-a)) / (a - 1)
+
+for the generating function f of K and the probabilities q and q' that one test has under the two
+neighbours.  For the cut distribution, f' becomes h / Z with f' = h + t, where h has the powers
+below m and t the others.  h(q) <= f'(q), and t / f' grows up to t(1) / f'(1) = rho, so
+h(q') >= (1 - rho) f'(q').  The whole expression therefore grows by no more than
+
+    log(1/Z) / (a - 1) + log(1 / (1 - rho))
+
+which is 0.002 for a geometric K of mean 8 that is cut at 64.
+
 What has to stay hidden is K: in what is published, in the ledger (one reservation and one
 settlement for the whole selection, never one for each repetition) and in time.  A repetition is
 therefore priced with its score: an event of its own where it is computed from private records,
@@ -23,7 +40,7 @@ nothing where it is computed from public text.
 
     {"kind": "random-stopping", "distribution": "truncated-negative-binomial", "shape": 1.0,
      "mean": 8.0, "events": [{"kind": "poisson-gaussian", ...}, ...]}
-    {"kind": "random-stopping", "distribution": "poisson", "mean": 8.0, "events": [...]}
+    {"kind": "random-stopping", "distribution": "poisson", "mean": 8.0, "most": 64, "events": [...]}
 
 No PLD accountant knows this event, so it has one accountant and says so (`SINGLE_NOTE`); and only
 under add/remove.  Nothing here is executed: `privft train` refuses a randomly stopped sweep.
@@ -44,6 +61,7 @@ from privft.errors import AccountingError
 KIND = "random-stopping"
 TRUNCATED, POISSON = "truncated-negative-binomial", "poisson"
 SINGLE_NOTE = "one accountant only (RDP): no PLD accountant supports random stopping"
+MOST = 100_000
 GRID = tuple(float(order) for order in (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024))
 """Orders among which the best one is sought; whole, because their RDP is a finite sum."""
 
@@ -53,18 +71,22 @@ class Selection:
     """The best of K repetitions of `events`, where K is random and nobody learns it.
 
     events: one whole repetition, the score included where it is computed from private records.
-    mean: E[K], at least 1.  shape: eta of the truncated negative binomial, None for Poisson.
+    mean: E[K], at least 1, before it is cut.  shape: eta of the truncated negative binomial, None
+    for Poisson.  most: the largest K that is not drawn again; None for a K without end.
     """
 
     events: tuple[Event, ...]
     mean: float
     shape: float | None
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if not self.events:
             raise ValueError("expected at least one event in a repetition")
         if not (math.isfinite(self.mean) and self.mean >= 1):
             raise ValueError(f"expected a finite mean >= 1, got {self.mean}")
+        if self.most is not None and not self.mean <= self.most <= MOST:
+            raise ValueError(f"expected mean <= most <= {MOST}, got {self.mean} and {self.most}")
         if self.shape is None:
             return
         if not 0 <= self.shape <= 100:
@@ -75,11 +97,13 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as in the module's docstring."""
         shape = {} if self.shape is None else {"shape": self.shape}
+        most = {} if self.most is None else {"most": self.most}
         return {
             "kind": KIND,
             "distribution": POISSON if self.shape is None else TRUNCATED,
             **shape,
             "mean": self.mean,
+            **most,
             "events": [event.to_dict() for event in self.events],
         }
 
@@ -92,7 +116,10 @@ class Selection:
             raise AccountingError(f"expected a known way of stopping, got {distribution!r}")
         expected = {"kind", "distribution", "mean", "events"} | more
         numbers = [value.get(name) for name in ("mean", *more)]
-        if set(value) != expected or not isinstance(value["events"], list):
+        most = value.get("most")
+        if "most" in value and type(most) is not int:
+            raise AccountingError(f"expected a whole most in a {KIND} event, got {most!r}")
+        if set(value) - {"most"} != expected or not isinstance(value["events"], list):
             raise AccountingError(
                 f"expected the fields {sorted(expected)} in a {KIND} event, got {sorted(value)}"
             )
@@ -103,6 +130,7 @@ class Selection:
                 events=tuple(Event.from_dict(event) for event in value["events"]),
                 mean=float(value["mean"]),
                 shape=float(value["shape"]) if more else None,
+                most=most,
             )
         except (ValueError, TypeError, AttributeError) as error:
             raise AccountingError(f"{KIND} event: {error}") from error
@@ -162,12 +190,23 @@ def single_cost(events: Sequence[AnyEvent], delta: float) -> SingleCost:
 def _selection_rdp(selection: Selection, orders: tuple[float, ...]) -> tuple[float, ...]:
     grid = tuple(sorted({*orders, *GRID}))
     each = dict(zip(grid, rdp(selection.events, grid), strict=True))
-    found = stopped_rdp(each.__getitem__, grid, mean=selection.mean, shape=selection.shape)
+    found = stopped_rdp(
+        each.__getitem__,
+        grid,
+        mean=selection.mean,
+        shape=selection.shape,
+        most=selection.most,
+    )
     return tuple(found[order] for order in orders)
 
 
 def stopped_rdp(
-    each: Callable[[float], float], grid: Sequence[float], *, mean: float, shape: float | None
+    each: Callable[[float], float],
+    grid: Sequence[float],
+    *,
+    mean: float,
+    shape: float | None,
+    most: int | None = None,
 ) -> dict[float, float]:
     """The bounds of the module's docstring at each order of a rising grid.
 
@@ -186,6 +225,10 @@ def stopped_rdp(
             (1 - 1 / order) * each(order) + log_inverse_gamma / order for order in grid
         )
         bounds = {order: each(order) + extra + math.log(exact_mean) / (order - 1) for order in grid}
+    if most is not None:
+        beyond, beyond_by_size = _cut(mean, shape, most)
+        for order in grid:
+            bounds[order] -= math.log1p(-beyond) / (order - 1) + math.log1p(-beyond_by_size)
     lowest = math.inf
     for order in reversed(grid):  # a divergence grows with its order
         lowest = min(lowest, bounds[order])
@@ -222,3 +265,44 @@ def _gamma(shape: float, mean: float) -> tuple[float, float]:
         middle = (low + high) / 2
         low, high = (middle, high) if expected(middle) < mean else (low, middle)
     return high, expected(high)
+
+
+def _cut(mean: float, shape: float | None, most: int) -> tuple[float, float]:
+    """P[K > most] and E[K; K > most] / E[K] of the whole distribution, neither of them too small.
+
+    Raises `AccountingError` where more than half of either lies beyond `most`.
+    """
+    if shape is None:
+        log_chance, whole = math.log(mean) - mean, mean
+        keep = mean
+
+        def ratio(k: int) -> float:
+            return keep / (k + 1)
+
+    else:
+        log_inverse_gamma, whole = _gamma(shape, mean)
+        keep = -math.expm1(-log_inverse_gamma)
+        start = log_inverse_gamma if shape == 0 else math.expm1(shape * log_inverse_gamma) / shape
+        log_chance = math.log(keep / start)
+
+        def ratio(k: int) -> float:
+            return keep * (k + shape) / (k + 1)
+
+    log_chance += sum(math.log(ratio(k)) for k in range(1, most + 1))
+    k, chance, beyond, by_size = most + 1, math.exp(log_chance), 0.0, 0.0
+    while True:
+        beyond += chance
+        by_size += k * chance
+        falls = ratio(k) * (k + 1) / k  # of one k times its chance to the next; it only falls
+        rest = k * chance * falls / (1 - falls) if falls < 1 else math.inf
+        if rest <= 1e-3 * by_size or not chance:
+            break
+        chance *= ratio(k)
+        k += 1
+    beyond, by_size = beyond + rest / (k + 1), (by_size + rest) / whole
+    if max(beyond, by_size) > 0.5:
+        raise AccountingError(
+            f"more than half of a random number of mean {mean:g} lies beyond {most}",
+            hint="a larger most, or a smaller mean",
+        )
+    return beyond, by_size

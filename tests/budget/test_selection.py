@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from privft.budget.filter import conversion, rdp
@@ -32,14 +32,44 @@ def renyi(p: np.ndarray, q: np.ndarray, order: float) -> float:
     return float(np.log(np.sum(p**order * q ** (1 - order))) / (order - 1))
 
 
-def best_of(p: np.ndarray, mean: float, shape: float | None) -> np.ndarray:
+def best_of(p: np.ndarray, mean: float, shape: float | None, most: int | None = None) -> np.ndarray:
     """The distribution of the best of K outcomes (the last is best): the generating function of K
     at the distribution function of one, differenced.  Nothing at all, where K is 0, comes first."""
     below = np.concatenate([[0.0], np.cumsum(p)])
     below[-1] = 1.0
+    if most is not None:
+        chances = chances_of(mean, shape, most)
+        chances /= chances.sum()
+        made = np.array([np.sum(chances * x ** np.arange(most + 1)) for x in below])
+        return np.diff(np.concatenate([[0.0], made]) if shape is None else made)
     if shape is None:
         made = np.exp(mean * (below - 1))
         return np.diff(np.concatenate([[0.0], made]))
+    gamma = gamma_of(mean, shape)
+    if shape == 0:
+        made = np.log(1 - (1 - gamma) * below) / math.log(gamma)
+    else:
+        made = ((1 - (1 - gamma) * below) ** -shape - 1) / (gamma**-shape - 1)
+    return np.diff(made)
+
+
+def chances_of(mean: float, shape: float | None, most: int) -> np.ndarray:
+    """P[K = 0], ..., P[K = most] of the whole distribution, from its definition."""
+    if shape is None:
+        logs = [k * math.log(mean) - mean - math.lgamma(k + 1) for k in range(most + 1)]
+        return np.exp(logs)
+    gamma = gamma_of(mean, shape)
+    chances = np.zeros(most + 1)
+    for k in range(1, most + 1):
+        if shape == 0:
+            chances[k] = (1 - gamma) ** k / (k * math.log(1 / gamma))
+        else:
+            rising = math.lgamma(k + shape) - math.lgamma(shape) - math.lgamma(k + 1)
+            chances[k] = (1 - gamma) ** k / (gamma**-shape - 1) * math.exp(rising)
+    return chances
+
+
+def gamma_of(mean: float, shape: float) -> float:
     gamma = 1.0
     low, high = 1e-9, 1 - 1e-9
     for _ in range(200):
@@ -49,11 +79,7 @@ def best_of(p: np.ndarray, mean: float, shape: float | None) -> np.ndarray:
         else:
             expected = shape * (1 - gamma) / (gamma * (1 - gamma**shape))
         low, high = (gamma, high) if expected > mean else (low, gamma)
-    if shape == 0:
-        made = np.log(1 - (1 - gamma) * below) / math.log(gamma)
-    else:
-        made = ((1 - (1 - gamma) * below) ** -shape - 1) / (gamma**-shape - 1)
-    return np.diff(made)
+    return gamma
 
 
 @settings(deadline=None, max_examples=60)
@@ -80,6 +106,69 @@ def test_the_bound_holds_for_mechanisms_whose_divergence_is_known(
         for order in (2.0, 3.0, 8.0, 32.0):
             exact = renyi(best_of(one, mean, shape), best_of(other, mean, shape), order)
             assert exact <= bound[order] + 1e-9
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6),
+    st.lists(st.floats(0.6, 1.7), min_size=6, max_size=6),
+    st.floats(1.2, 12.0),
+    SHAPES,
+    st.floats(1.5, 8.0),
+)
+def test_the_bound_holds_for_a_number_that_is_cut(
+    weights: list[float], ratios: list[float], mean: float, shape: float | None, far: float
+) -> None:
+    most = math.ceil(mean * far)
+    p = np.array(weights) / sum(weights)
+    q = p * ratios[: len(p)]
+    q = q / q.sum()
+    grid = tuple(float(order) for order in (*range(2, 33), 64))
+    try:
+        bound = stopped_rdp(
+            lambda order: max(renyi(p, q, order), renyi(q, p, order)),
+            grid,
+            mean=mean,
+            shape=shape,
+            most=most,
+        )
+    except AccountingError:
+        reject()  # most of it was cut away
+    for one, other in ((p, q), (q, p)):
+        for order in (2.0, 3.0, 8.0, 32.0):
+            cut = [best_of(outcomes, mean, shape, most) for outcomes in (one, other)]
+            assert renyi(cut[0], cut[1], order) <= bound[order] + 1e-9
+
+
+@pytest.mark.parametrize("shape", [None, 0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("mean", "most"), [(2.0, 6), (8.0, 64), (8.0, 400), (50.0, 90)])
+def test_what_a_cut_costs_is_what_lies_beyond_it(
+    shape: float | None, mean: float, most: int
+) -> None:
+    grid = (2.0, 5.0)
+    every = chances_of(mean, shape, 5000)
+    k = np.arange(len(every))
+    beyond = every[most + 1 :].sum()
+    by_size = (k * every)[most + 1 :].sum() / mean
+
+    def at(most: int | None) -> dict[float, float]:
+        return stopped_rdp(lambda _: 0.01, grid, mean=mean, shape=shape, most=most)
+
+    if max(beyond, by_size) > 0.5:
+        with pytest.raises(AccountingError, match="more than half"):
+            at(most)
+        return
+    added = at(most)[5.0] - at(None)[5.0]
+    exact = -math.log1p(-beyond) / 4 - math.log1p(-by_size)
+    assert exact - 1e-12 <= added <= exact * 1.003 + 1e-9
+
+
+def test_a_cut_at_64_of_a_geometric_number_of_mean_8_costs_2_thousandths() -> None:
+    far, near = (
+        single_cost([Selection(events=(RUN,), mean=8.0, shape=1.0, most=most)], 1e-6).epsilon_rdp
+        for most in (None, 64)
+    )
+    assert 0.001 < near - far < 0.0025
 
 
 def test_a_bound_without_its_terms_does_not_hold() -> None:
@@ -162,9 +251,10 @@ def test_plain_events_add_to_a_selection() -> None:
     assert cost.epsilon_rdp == pytest.approx(by_hand)
 
 
+@pytest.mark.parametrize("most", [None, 40])
 @pytest.mark.parametrize("shape", [None, 0.0, 2.5])
-def test_a_selection_survives_json(shape: float | None) -> None:
-    selection = Selection(events=(RUN, SCORE), mean=5.0, shape=shape)
+def test_a_selection_survives_json(shape: float | None, most: int | None) -> None:
+    selection = Selection(events=(RUN, SCORE), mean=5.0, shape=shape, most=most)
     text = json.dumps(selection.to_dict(), allow_nan=False)
     assert event_from_dict(json.loads(text)) == selection
     assert event_from_dict(RUN.to_dict()) == RUN
@@ -185,6 +275,11 @@ GOOD: dict[str, Any] = Selection(events=(RUN,), mean=5.0, shape=1.0).to_dict()
         {**GOOD, "shape": -0.5},
         {**GOOD, "shape": None},
         {**GOOD, "shape": math.nan},
+        {**GOOD, "most": 4},
+        {**GOOD, "most": 40.0},
+        {**GOOD, "most": True},
+        {**GOOD, "most": None},
+        {**GOOD, "most": 10**9},
         {**GOOD, "events": []},
         {**GOOD, "events": "x"},
         {**GOOD, "events": [GOOD]},
