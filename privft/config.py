@@ -18,6 +18,9 @@ what people know keeps its meaning.  What is theirs but has no meaning here (`nu
       max_steps: 20
       max_records_per_unit: 4
     training: {learning_rate: 5e-3, lr_scheduler_type: constant}
+    evaluation:
+      public_file: public.jsonl              # free: nothing private is read
+      held_out: {noise_multiplier: 20, loss_bound: 8.0, units: 150}      # noised, and charged
 
 Everything here is public: the file and its digest go into the plan and the report.  Nothing is
 inferred from records, so label names, lengths and the number of units stand here in so many words
@@ -37,6 +40,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from privft.budget.mechanism import Event
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
 
@@ -294,12 +298,28 @@ class AuditConfig(Strict):
     suite: Literal["quick", "standard", "strict"] = "quick"
 
 
+class HeldOutConfig(Strict):
+    """A score on the units that are set aside, let out with noise and charged (`training.heldout`).
+
+    Base and trained model are measured alike: the loss of each, for a classifier the accuracy too.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=0.5, le=1e6)]
+    """Standard deviation of each figure's noise over the most that one unit can move it."""
+    loss_bound: Annotated[float, Field(gt=0, le=1000)]
+    """Nats: a unit's loss is cut to the range from 0 to this before it is summed."""
+    units: Annotated[int, Field(ge=1)]
+    """How many units are set aside: a public number, declared beforehand, that sums are divided
+    by; the true count stays hidden."""
+
+
 class EvaluationConfig(Strict):
-    """Public records that the released model may be measured on, at no cost in privacy."""
+    """What usefulness is measured on: public records at no cost in privacy, or held-out units."""
 
     public_file: Annotated[str, Field(min_length=1)] | None = None
     """JSONL of the data set's own format, relative to the config's folder."""
     max_records: _Count = 400
+    held_out: HeldOutConfig | None = None
 
 
 class RunConfig(Strict):
@@ -347,7 +367,28 @@ class RunConfig(Strict):
                     "expected no training.head_learning_rate, because the task is causal-lm: "
                     "there is no head"
                 )
+        held_out, declared = self.evaluation.held_out, self.privacy.declared_units
+        if held_out is not None and held_out.units >= declared:
+            raise ValueError(
+                f"expected evaluation.held_out.units below declared_units {declared}, "
+                f"got {held_out.units}"
+            )
         return self
+
+    @property
+    def held_out_figures(self) -> int:
+        """How many figures on held-out units are let out: two for each measure, before and after
+        training; 0 where the config asks for none."""
+        if self.evaluation.held_out is None:
+            return 0
+        return 4 if self.task == "sequence-classification" else 2
+
+    def score_events(self) -> tuple[Event, ...]:
+        """What the score on held-out units is charged; nothing where there is none."""
+        held_out, figures = self.evaluation.held_out, self.held_out_figures
+        if held_out is None:
+            return ()
+        return (Event(noise_multiplier=held_out.noise_multiplier, count=figures),)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values with every default written out."""

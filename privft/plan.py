@@ -85,8 +85,20 @@ class Plan(_Value):
         return Mechanism.from_dict(self.mechanism)
 
     def events(self) -> tuple[Event, ...]:
-        """What the run is charged, as the accountants take it."""
-        return (self.the_mechanism().event(),)
+        """What the run is charged, as the accountants take it: training, then a noised score."""
+        return (self.the_mechanism().event(), *self.the_config().score_events())
+
+    def score_words(self) -> str:
+        """What is let out of the units that are set aside, in words: `none` by default."""
+        config = self.the_config()
+        score = config.evaluation.held_out
+        if score is None:
+            return "none"
+        return (
+            f"{config.held_out_figures} figures over {score.units} declared units, losses cut at "
+            f"{score.loss_bound:g}, noise multiplier {score.noise_multiplier:g} each; the epsilon "
+            "includes them"
+        )
 
     def the_config(self) -> RunConfig:
         """The config, typed; raises `PlanError` when it is not the one that the digest names."""

@@ -7,8 +7,7 @@ from, because people who did not write it must decide by it:
     name: hospital
     purpose: patients' notes inside a hospital's enclave
     max_epsilon_per_run: {value: 3.0, why: one model must ..., source: arXiv 2303.00654}
-    total_epsilon:       {value: 6.0, why: ..., source: ...}
-    ...
+    total_epsilon:       {value: 6.0, why: ..., source: ...}   # and so on
 
 Every rule must be there: a policy with gaps, or an empty one, is no policy.  Shipped ones are named
 (`default`, `hospital`, `bank`, `research`); others are files.
@@ -40,7 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Field, create_model
 
@@ -56,11 +55,16 @@ _MAX_OVERLAYS = 4
 
 Unit = Literal["record", "subject"]
 RecipientKind = Literal["passphrase", "x25519", "service"]
-Output = Literal["adapter", "report", "canary-scores", "public-evaluation"]
+Output = Literal["adapter", "report", "canary-scores", "public-evaluation", "noised-evaluation"]
 ValueT = TypeVar("ValueT")
 _Positive = Annotated[float, Field(gt=0)]
 _Order = Annotated[int, Field(ge=2)]
 _Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,40}$")]
+
+
+def let_out(*, noised: bool) -> tuple[str, ...]:
+    """What a run lets out, with a score on held-out units (noised and charged) or without."""
+    return get_args(Output) if noised else get_args(Output)[:-1]
 
 
 class Age(Strict):
@@ -149,12 +153,11 @@ def _subset(new: Iterable[str], old: Iterable[str]) -> bool:
 
 
 def _later_suite(new: str, old: str) -> bool:
-    return SUITES.index(new) >= SUITES.index(old)
+    return new in SUITES and SUITES.index(new) >= SUITES.index(old)
 
 
 def _younger(new: Age | None, old: Age | None) -> bool:
-    within = new and old and new.entries <= old.entries and new.days <= old.days
-    return bool(old is None or within)
+    return old is None or bool(new and new.entries <= old.entries and new.days <= old.days)
 
 
 def _sooner(new: int | None, old: int | None) -> bool:
@@ -204,8 +207,7 @@ class PlanFacts:
     epsilon_rdp: the second accountant's price, or None where it has none.
     suite: the audit suite that the config asks for.
     secure_noise: whether the noise is safe in floating point.
-    recipients: the kinds of key holder of the vault.
-    outputs: what the run is to let out.
+    recipients: the kinds of key holder of the vault.  outputs: what the run is to let out.
     operator, approvers: names; `approvers` is None while nobody has been asked yet (at planning),
         and then the rules about approval are not checked.
     """
@@ -218,7 +220,7 @@ class PlanFacts:
     suite: str
     secure_noise: bool
     recipients: tuple[str, ...]
-    outputs: tuple[str, ...] = ("adapter", "report", "canary-scores", "public-evaluation")
+    outputs: tuple[str, ...] = let_out(noised=False)
     operator: str
     approvers: tuple[str, ...] | None = None
 
@@ -266,7 +268,6 @@ def check(policy: Policy, facts: PlanFacts, cap: Cap) -> list[Check]:
     below = policy.delta_factor.value / facts.declared_units
     today = policy.cap(facts.declared_units)
     has_both = facts.epsilon_rdp is not None
-    known_suite = facts.suite in SUITES
     kinds_kept = bool(facts.recipients) and _subset(facts.recipients, kinds)
     rows: list[tuple[str, Any, Any, bool]] = [
         ("units", units, facts.unit, facts.unit in units),
@@ -276,7 +277,7 @@ def check(policy: Policy, facts: PlanFacts, cap: Cap) -> list[Check]:
         ("delta_factor", below, facts.delta, 0 < facts.delta < below),
         ("min_declared_units", fewest, facts.declared_units, facts.declared_units >= fewest),
         ("two_accountants", both, has_both, has_both or not both),
-        ("required_suite", suite, facts.suite, known_suite and _later_suite(facts.suite, suite)),
+        ("required_suite", suite, facts.suite, _later_suite(facts.suite, suite)),
         ("secure_noise", secure, facts.secure_noise, facts.secure_noise or not secure),
         ("recipients_allowed", kinds, facts.recipients, kinds_kept),
         ("public_outputs", outputs, facts.outputs, _subset(facts.outputs, outputs)),

@@ -251,9 +251,9 @@ def admit_sums(cap: Cap, spent: Sequence[float], new: Sequence[float]) -> Admiss
     )
 
 
-def fits(cap: Cap, spent: Sequence[Event], event: Event) -> int:
-    """How many more runs like `event` the cap admits after `spent`."""
-    before, each = rdp(spent, cap.orders), rdp([event], cap.orders)
+def fits(cap: Cap, spent: Sequence[Event], *run: Event) -> int:
+    """How many more runs of exactly these events the cap admits after `spent`."""
+    before, each = rdp(spent, cap.orders), rdp(run, cap.orders)
 
     def admits(times: int) -> bool:
         return admit_sums(cap, before, [times * cost for cost in each]).admitted

@@ -263,7 +263,9 @@ class History:
             raise IntegrityError(f"run {body['run']} reserves other events than its mechanism's")
         answer = self.admission(body["lineage"], events)
         if not answer.admitted:
-            spent = [*budget.spent(), *budget.reserved()]
+            beside = list(events)
+            beside.remove(mechanism.event())
+            spent = [*budget.spent(), *budget.reserved(), *beside]
             steps = steps_that_fit(budget.cap, spent, mechanism.event())
             fewer = f"{steps} steps instead of {mechanism.steps}, or more noise (privft plan --fit)"
             raise BudgetExceeded(

@@ -158,11 +158,11 @@ class Reader:
         with self._reading():
             return self._history.admission(lineage, events)
 
-    def more_like(self, lineage: str, event: Event) -> int:
-        """How many more runs like `event` the budget of a lineage admits now."""
+    def more_like(self, lineage: str, *run: Event) -> int:
+        """How many more runs of exactly these events the budget of a lineage admits now."""
         with self._reading():
             view = self._history.budget(lineage)
-        return 0 if view.exhausted else fits(view.cap, (*view.spent, *view.reserved), event)
+        return 0 if view.exhausted else fits(view.cap, (*view.spent, *view.reserved), *run)
 
     def lineages(self) -> list[str]:
         """Every lineage that has a budget, oldest first."""

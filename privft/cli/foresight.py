@@ -50,7 +50,7 @@ def of_train(
             f"{view.cap.epsilon:g} is left for data set {plan.dataset}",
             hint="privft plan --fit",
         )
-    more = fits(view.cap, (*view.spent, *view.reserved, *events), events[0])
+    more = fits(view.cap, (*view.spent, *view.reserved, *events), *events)
     return [
         f"{actor.name} would train {plan.mechanism['steps']} steps on {plan.dataset}, reserving "
         f"epsilon {plan.cost['epsilon_pld']:.3f} at delta {plan.delta:g} before the first",

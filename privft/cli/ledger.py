@@ -47,7 +47,7 @@ def _budget_rows(ledger: Ledger, last: int) -> list[dict[str, Any]]:
                 "recovered": view.exhausted,
                 "reserved": [event.to_dict() for event in view.reserved],
                 "runs": view.runs,
-                "more_like_the_last": ledger.more_like(body["lineage"], charged[-1].charged[0])
+                "more_like_the_last": ledger.more_like(body["lineage"], *charged[-1].charged)
                 if charged
                 else None,
                 "run_table": _run_rows(ledger, view.cap, records, last),

@@ -154,6 +154,7 @@ def show_price(priced: Priced, takes: Foreseen) -> None:
             f"{budget.cap.epsilon:.2f} (delta {budget.cap.delta:g}); then {priced.more_runs} more "
             "such runs fit",
         ],
+        ["held-out score", plan.score_words()],
         ["policy", f"{plan.policy['name']}: {len(priced.checks)} rules kept"],
         ["audit", f"suite {plan.suite}"],
         *takes.rows(),

@@ -24,7 +24,15 @@ from privft.report.facts import Facts
 from privft.report.notices import secrets
 from privft.report.page import verdict
 from privft.report.statement import digest, validate
-from privft.report.wording import bets, exact, plain_value, round_down, round_up, unit_words
+from privft.report.wording import (
+    bets,
+    exact,
+    paid_words,
+    plain_value,
+    round_down,
+    round_up,
+    unit_words,
+)
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])|^([#>+-]|\d+[.)])")
 
@@ -101,6 +109,12 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        md=markdown, quoted=quoted, up=round_up, down=round_down, exact=exact, value=plain_value
+        md=markdown,
+        quoted=quoted,
+        up=round_up,
+        down=round_down,
+        exact=exact,
+        value=plain_value,
+        paid=paid_words,
     )
     return environment

@@ -1,14 +1,15 @@
 """From a mechanism to the claim: what a statement's numbers are made with and checked with.
 
 `guarantee` computes every number of the statement's `guarantee` from the events and delta,
-`budget` those of its `ledger` that the filter counts, `recoveries` what it tells of lost entries;
-they are called when a statement is built and when one is checked.  `compare` says where
-two of them differ by more than numerical noise: accountants convolve by FFT, whose last digits
-differ between machines.
+`noised` those that go with a measure on held-out units, `budget` those of its `ledger` that the
+filter counts, `recoveries` what it tells of lost entries; they are called when a statement is built
+and when one is checked.  `compare` says where two of them differ by more than numerical noise:
+accountants convolve by FFT, whose last digits differ between machines.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -61,6 +62,27 @@ def guarantee(
     }
 
 
+def noised(
+    *, difference: float, units: int, noise_multiplier: float, bound: float, delta: float
+) -> dict[str, Any]:
+    """What follows, in a measure on held-out units, from the two figures and their noise.
+
+    units: the declared number; bound: the most that a unit has of it (`training.heldout`).  The
+    interval holds the difference of the two noisy sums' means with 95%, as far as noise goes.
+    """
+    half = 1.96 * math.sqrt(2) * noise_multiplier * (bound / 2) / units
+    figures = Event(noise_multiplier=noise_multiplier, count=2)
+    return {
+        "difference": difference,
+        "interval": [difference - half, difference + half],
+        "paid": {
+            "noise_multiplier": noise_multiplier,
+            "bound": bound,
+            "epsilon": accounting.cost([figures], delta).epsilon,
+        },
+    }
+
+
 def budget(*, cap: Cap, spent: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
     """What the filter counts before and after a run, as the statement's `ledger` holds it.
 
@@ -83,7 +105,7 @@ def budget(*, cap: Cap, spent: Sequence[Event], events: Sequence[Event]) -> dict
         },
         "cap": cap.to_dict(),
         "spent_events": [event.to_dict() for event in spent],
-        "more_runs_like_this": fits(cap, [*spent, *events], events[0]),
+        "more_runs_like_this": fits(cap, [*spent, *events], *events),
     }
 
 

@@ -17,17 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from privft.errors import UsageError
+from privft.report import registry
 from privft.report.card import environment
 from privft.report.facts import Facts
 from privft.report.hazards import hazards
 from privft.report.page import verdict
+from privft.report.registry import TODO as TODO
 from privft.report.statement import digest, validate
 from privft.report.wording import bets, odds_of, round_up, unit_words
-
-TODO = "[TO DO]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class Pack:
 PACKS: dict[str, Pack] = {
     "registry": Pack(
         title="OpenDP Differential Privacy Deployments Registry",
-        as_of="2026-07, layout of opendp/deployments-registry-data",
+        as_of=f"schema of opendp/deployments-registry-data at {registry.SCHEMA_COMMIT[:12]}",
         file="registry.yaml",
         template=None,
     ),
@@ -95,61 +93,73 @@ def export(statement: Mapping[str, Any], name: str) -> str:
 def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
     """The registry's YAML; fields that only people know are left as `[TO DO]`."""
     claim, mechanism, words = facts.guarantee, facts.mechanism, unit_words(facts.guarantee.unit)
-    entry: dict[str, Any] = {
-        "url_slug": TODO,
-        "status": "Draft",
-        "tier": 3,
-        "deployment": {
-            "product": {
-                "name": f"{facts.model.name} trained on {facts.data.dataset}",
-                "data_curators": [TODO],
-                "intended_use": TODO,
-                "data_product_type": "Machine learning model",
-                "data_product_region": TODO,
-                "description": "LoRA adapter trained with DP-SGD"
+    cap = facts.ledger.cap
+    entry = registry.Entry(
+        url_slug=TODO,
+        deployment=registry.Deployment(
+            basic=registry.Basic(
+                name=f"{facts.model.name} trained on {facts.data.dataset}",
+                data_curators=[
+                    registry.Curator(data_curator_name=TODO, data_curator_type="Industry")
+                ],
+                description="LoRA adapter trained with DP-SGD"
                 + ("; made-up training data" if facts.synthetic else ""),
-                "publication_date": facts.run.settled_time[:10],
-                "data_product_sector": TODO,
-            },
-            "dp_flavor": {
-                "name": "Approximate DP",
-                "data_domain": f"data sets of units ({words['one']}) of declared size "
+                intended_use=TODO,
+                data_product_type="Machine learning model",
+                data_product_region=TODO,
+                publication_date=facts.run.settled_time[:10],
+            ),
+            dp_variant=registry.Variant(
+                variant_name="Approximate DP",
+                data_domain=f"data sets of units ({words['one']}) of declared size "
                 f"{facts.data.declared_units}",
-                "unprotected_quantities": "sampling probability, declared number of units, "
+                unprotected_quantities="sampling probability, declared number of units, "
                 "configuration; nothing is inferred from the records",
-            },
-            "privacy_loss": {
-                "privacy_unit": f"{claim.unit}-level",
-                "privacy_unit_description": f"Adding or removing {words['one']}.",
-                "privacy_parameters": {"epsilon": claim.epsilon, "delta": claim.delta},
-                "privacy_parameters_description": "All runs on the same data together: epsilon at "
-                f"most {facts.ledger.cap.epsilon:g} at delta {facts.ledger.cap.delta:g}.",
-            },
-            "model": {
-                "model_name": "Central",
-                "actors": TODO,
-                "release_type": "One release",
-                "data_source_type": "Static",
-                "access_type": "Non-interactive",
-            },
-            "accounting": {
-                "post_processing": "None that touches the data again.",
-                "composition": "PLD accounting of the run; a Renyi filter over all runs.",
-            },
-            "implementation": {
-                "pre_processing_eda_hyperparameter_tuning": "Every run is charged to the ledger "
+            ),
+            privacy_loss=registry.PrivacyLoss(
+                privacy_unit=f"{claim.unit}-level",
+                privacy_unit_details=f"Adding or removing {words['one']}.",
+                number_of_privacy_units=facts.data.declared_units,
+                privacy_parameters=registry.Parameters(epsilon=claim.epsilon, delta=claim.delta),
+                privacy_parameters_details="All runs on the same data together: epsilon at "
+                f"most {cap.epsilon:g} at delta {cap.delta:g}.",
+            ),
+            deployment_model=registry.DeploymentModel(
+                model_name="Central",
+                trust_assumptions="That the run happened as stated rests on the enclave that ran "
+                f"it and on the keys that signed. {TODO}",
+                actors=TODO,
+                release_type="One release",
+                release_type_details=f"{len(facts.ledger.history)} runs on the same data so far; "
+                f"by the budget {facts.ledger.more_runs_like_this} more like this one would fit.",
+                data_source_type="Static",
+                access_type="Non-interactive",
+            ),
+            implementation=registry.Implementation(
+                preprocessing_and_hyperparameter_tuning="Every run is charged to the ledger "
                 f"before its first step; {len(facts.ledger.history)} so far. {TODO}",
-                "mechanisms": f"DP-SGD: Poisson sampling at {mechanism.sampling_probability:g}, "
+                mechanisms=f"DP-SGD: Poisson sampling at {mechanism.sampling_probability:g}, "
                 f"clip norm {mechanism.clip_norm:g}, noise multiplier "
                 f"{mechanism.noise_multiplier:g}, {mechanism.steps} steps. "
                 f"Noise: {facts.noise.generator}; {facts.noise.caveat or facts.noise.precision}",
-                "justification": f"Policy {facts.policy.name}. {TODO}",
-            },
-            "resources": {
-                "sources": f"Signed statement, SHA-256 {sha256}",
-                "registry_authors": [TODO],
-            },
-        },
-    }
+                composition="PLD accounting of the run; a Renyi filter over all runs.",
+                post_processing="None that touches the data again.",
+                justification=f"Policy {facts.policy.name}. {TODO}",
+                utility=_usefulness(facts),
+                additional_information=f"Signed statement, SHA-256 {sha256}",
+            ),
+            administrative=registry.Administrative(status="Draft", registry_authors=[TODO], tier=3),
+        ),
+    )
     head = f"# DRAFT for a person to finish. {pack.title}; {pack.as_of}.\n"
-    return head + yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=96)
+    return head + registry.render(entry)
+
+
+def _usefulness(facts: Facts) -> str:
+    rows = [
+        f"{u.metric}{f', {u.group}' if u.group else ''} "
+        f"({'held-out units, noised' if u.paid else f'{u.source} text'}): {u.base:.3f} before, "
+        f"{u.trained:.3f} after"
+        for u in facts.utility
+    ]
+    return "; ".join(rows) or "Nothing was measured that may leave the enclave."

@@ -315,6 +315,7 @@ class Facts(Strict):
             ("delta", self.guarantee.delta, self.guarantee.cost.delta),
             ("adjacency", self.guarantee.cost.adjacency, "add-remove"),
             ("training event", self.events[0].model_dump(), own),
+            ("noised score", [event.model_dump() for event in self.events[1:]], self._score()),
             ("last run of the history", self.ledger.history[-1].run, self.run.id),
         ]
         for what, left, right in same:
@@ -325,6 +326,13 @@ class Facts(Strict):
                 f"expected delta < 1/{self.data.declared_units}, got {self.guarantee.delta}"
             )
         return self
+
+    def _score(self) -> list[dict[str, Any]]:
+        """The event that the noised figures were charged as: two figures a measure, all alike."""
+        paid = [entry.paid.noise_multiplier for entry in self.utility if entry.paid is not None]
+        if len(set(paid)) > 1:
+            raise ValueError("expected noised figures of one noise multiplier")
+        return [Event(noise_multiplier=paid[0], count=2 * len(paid)).to_dict()] if paid else []
 
     def accounting_events(self) -> tuple[Event, ...]:
         """What this run charged, as the accountants take it."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from privft.report.values import Amount, Count, Line, Rate, Sha256, Strict, Time, Words
+from privft.report.values import Amount, Count, Line, Positive, Rate, Sha256, Strict, Time, Words
 
 
 class SelfCheck(Strict):
@@ -155,11 +155,25 @@ class AuditFacts(Strict):
         return self
 
 
+class Paid(Strict):
+    """What a measure on held-out units was let out with (`training.heldout`) and cost.
+
+    Each unit has between 0 and `bound` of it; both figures have Gaussian noise of
+    `noise_multiplier` times half of that on their sums.  epsilon: of the two alone, at the run's
+    delta; the run's epsilon includes it.
+    """
+
+    noise_multiplier: Positive
+    bound: Positive
+    epsilon: Amount
+
+
 class Utility(Strict):
     """One thing that the training achieved, measured where that is free or paid for.
 
     `interval` holds the difference with 95% confidence; `group` names a subgroup of the test
-    text; `n` counts what was tested (public or generated text, so the count is no secret).
+    text; `n` counts what was tested (public or generated text, so the count is no secret).  With
+    `paid`, the interval is that of the noise alone and `n` is the declared number of units.
     """
 
     source: Literal["public", "generated", "noised"]
@@ -172,6 +186,15 @@ class Utility(Strict):
     n: Annotated[int, Field(ge=1)]
     better: Literal["lower", "higher"] = "lower"
     group: Line | None = None
+    paid: Paid | None = None
+
+    @model_validator(mode="after")
+    def _paid_exactly_when_noised(self) -> Utility:
+        if (self.source == "noised") is not (self.paid is not None):
+            raise ValueError(f"expected `paid` with noised figures only, got {self.source}")
+        if self.paid is not None and (self.interval is None or self.group is not None):
+            raise ValueError("expected an interval and no group with noised figures")
+        return self
 
 
 class WaiverSignature(Strict):

@@ -101,7 +101,8 @@ def _frontiers(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
     for row in rows:
         for entry in row.facts.utility:
             if entry.group is None:
-                key = (row.facts.data.dataset, entry.metric, entry.unit or "")
+                metric = f"{entry.metric}, held-out and noised" if entry.paid else entry.metric
+                key = (row.facts.data.dataset, metric, entry.unit or "")
                 points.setdefault(key, []).append(
                     (row.facts.run.id, row.facts.guarantee.epsilon, entry.trained)
                 )

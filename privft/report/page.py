@@ -37,6 +37,7 @@ from privft.report.wording import (
     limit_words,
     odds_of,
     one_in,
+    paid_words,
     plain_value,
     pretty_json,
     round_down,
@@ -225,7 +226,8 @@ def _dumbbell(entry: Utility) -> tuple[str, float, float, tuple[float, float] | 
     around = None
     if entry.interval is not None:
         around = (entry.base + entry.interval[0], entry.base + entry.interval[1])
-    return entry.group or f"all of the {entry.source} test text", entry.base, entry.trained, around
+    text = "held-out units, noised" if entry.paid else f"all of the {entry.source} test text"
+    return entry.group or text, entry.base, entry.trained, around
 
 
 def _by_layer(rows: Sequence[Hazard]) -> dict[str, list[Hazard]]:
@@ -255,5 +257,6 @@ def environment() -> jinja2.Environment:
         rule=rule_words,
         limit=limit_words,
         one_in=one_in,
+        paid=paid_words,
     )
     return environment

@@ -32,6 +32,7 @@ from privft.report.wording import (
     limit_words,
     odds_of,
     one_in,
+    paid_words,
     plain_value,
     round_down,
     round_up,
@@ -363,7 +364,7 @@ def _utility(facts: Facts) -> dict[str, Any]:
     rows = [
         [
             f"{u.metric} ({u.unit or '–'}, {u.better} is better)",
-            u.source,
+            "held-out, noised" if u.paid else u.source,
             u.group or "all",
             f"{u.base:.3f}",
             f"{u.trained:.3f}",
@@ -376,7 +377,7 @@ def _utility(facts: Facts) -> dict[str, Any]:
     none = ["Nothing was measured that may leave the enclave."]
     return {
         "title": "Usefulness",
-        "paragraphs": [] if rows else none,
+        "paragraphs": [paid_words(u) for u in facts.utility if u.paid] if rows else none,
         "tables": [_table("On text that costs no privacy, or paid for", head, rows)]
         if rows
         else [],

@@ -20,7 +20,7 @@ from privft.budget.filter import Cap
 from privft.budget.mechanism import Event
 from privft.budget.signed import check_approval, check_recovery, check_waiver
 from privft.errors import IntegrityError, OrderError, PolicyRefused, SignatureError
-from privft.policy import PlanFacts, Policy
+from privft.policy import PlanFacts, Policy, let_out
 from privft.policy import check as policy_check
 from privft.report import claim
 from privft.report.facts import Facts
@@ -202,9 +202,22 @@ def epsilon_agrees(plain: Mapping[str, Any], *, at_once: bool = False) -> str:
     if different:
         raise IntegrityError(f"{different[0]} ({len(different)} differences)")
     cost = computed["cost"]
+    noised = [entry for entry in predicate["utility"] if entry["paid"] is not None]
+    for i, entry in enumerate(noised):
+        again = claim.noised(
+            difference=entry["trained"] - entry["base"],
+            units=entry["n"],
+            noise_multiplier=entry["paid"]["noise_multiplier"],
+            bound=entry["paid"]["bound"],
+            delta=stated["delta"],
+        )
+        different = claim.compare(entry, {**entry, **again}, f"noised utility {i}")
+        if different:
+            raise IntegrityError(different[0])
+    score = f"; so do {len(noised)} noised measures, interval and charge" if noised else ""
     return (
         f"PLD {cost['epsilon_pld']:.6f}, RDP {cost['epsilon_rdp']:.6f} at delta "
-        f"{cost['delta']:g}: as stated"
+        f"{cost['delta']:g}: as stated{score}"
     )
 
 
@@ -302,20 +315,15 @@ def _curve_contradicted(test: AuditTest, facts: Facts) -> bool:
 def policy_rows(facts: Facts) -> list[dict[str, Any]]:
     """Every rule of the statement's own policy, held against the statement's own facts.
 
-    Who may open the vault and what was to be let out stand in the statement only as what the rules
-    about them got; those two are taken from there.  Raises `IntegrityError` for a policy that this
-    version cannot read.
+    Who may open the vault stands in the statement only as what the rule about it got, and is taken
+    from there.  Raises `IntegrityError` for a policy that this version cannot read.
     """
     try:
         policy = Policy.model_validate_json(canonical_json(facts.policy.body))
     except ValidationError as error:
         raise IntegrityError(f"policy {facts.policy.name} is not one that can be read") from error
     got = {check.rule: check.got for check in facts.policy.checks}
-
-    def names(rule: str) -> tuple[str, ...]:
-        value = got.get(rule)
-        return tuple(str(item) for item in value) if isinstance(value, list) else ()
-
+    holders = got.get("recipients_allowed")
     plan = PlanFacts(
         epsilon=facts.guarantee.epsilon,
         delta=facts.guarantee.delta,
@@ -324,8 +332,8 @@ def policy_rows(facts: Facts) -> list[dict[str, Any]]:
         declared_units=facts.data.declared_units,
         suite=facts.audit.suite,
         secure_noise=facts.noise.secure,
-        recipients=names("recipients_allowed"),
-        outputs=names("public_outputs"),
+        recipients=tuple(str(kind) for kind in holders) if isinstance(holders, list) else (),
+        outputs=let_out(noised=any(entry.paid is not None for entry in facts.utility)),
         operator=facts.run.actor,
         approvers=tuple(approval.name for approval in facts.approvals),
     )

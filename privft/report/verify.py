@@ -17,7 +17,8 @@ this order; a check that needs what an earlier one failed to establish is not pa
     countersignatures   as many as the policy asks for, by people who count
     waivers     what was audited is what was released, but for waivers that two people signed; a
                 failed audit has one in force
-    epsilon     recomputed from the events by both accountants, with odds and trade-off curve
+    epsilon     recomputed from the events by both accountants, with odds and trade-off curve; for
+                noised figures their interval and their own charge
     budget      recomputed by the filter from everything charged before
     audit       bounds recomputed from the counts, and the verdict from the bounds
     policy      known to the trust root; its rules evaluated again

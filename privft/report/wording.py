@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privft.report.findings import Utility
 
 RULES = {
     "units": "Whose data one guarantee is about",
@@ -81,6 +85,19 @@ def odds_of(epsilon: float, delta: float) -> float:
     """
     grown = math.exp(min(epsilon, 700.0))
     return 100 * min(1.0, 0.5 + (grown - 1 + 2 * delta) / (2 * (grown + 1)))
+
+
+def paid_words(entry: Utility) -> str:
+    """How a figure on held-out units came to leave, and at what price; `entry` has `paid`."""
+    paid = entry.paid
+    assert paid is not None
+    return (
+        f"{entry.metric} on held-out units: each unit’s value is cut to between 0 and "
+        f"{exact(paid.bound)}, summed, given Gaussian noise of multiplier "
+        f"{exact(paid.noise_multiplier)}, and divided by the declared {entry.n} units. The "
+        "interval is that of the noise alone. Base and trained together cost epsilon "
+        f"{round_up(paid.epsilon)}, which the epsilon of this run includes."
+    )
 
 
 def round_up(value: float, digits: int = 2) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from privft.budget.accounting import calibrate_noise, cost
+from privft.budget.calibration import calibrate_list
 from privft.budget.filter import admit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
@@ -24,13 +25,21 @@ _LEAST_NOISE, _MOST_NOISE = 0.2, 1e4  # multipliers between which a fitting one 
 
 
 def mechanism_of(config: RunConfig) -> Mechanism:
-    """The mechanism that a config asks for; calibrates the noise to a target epsilon."""
-    privacy = config.privacy
-    noise = privacy.noise_multiplier
-    if noise is None:
-        assert privacy.target_epsilon is not None
+    """The mechanism that a config asks for; calibrates the noise to a target epsilon, of which a
+    score on held-out units takes its part first."""
+    privacy, score = config.privacy, config.score_events()
+    noise, target = privacy.noise_multiplier, privacy.target_epsilon
+    if noise is None and score:
+        assert target is not None
+        noise = calibrate_list(
+            lambda value: (_event(privacy, value), *score),
+            target_epsilon=target,
+            delta=privacy.delta_value,
+        )
+    elif noise is None:
+        assert target is not None
         noise = calibrate_noise(
-            target_epsilon=privacy.target_epsilon,
+            target_epsilon=target,
             delta=privacy.delta_value,
             sampling_probability=privacy.sampling_probability,
             steps=privacy.max_steps,
@@ -85,8 +94,11 @@ def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> f
     """The largest target epsilon that budget (in steps of 0.05) and policy still admit, if any."""
     spent = (*view.spent, *view.reserved)
 
+    def events(noise: float) -> tuple[Event, ...]:
+        return (_event(config.privacy, noise), *config.score_events())
+
     def admitted(noise: float) -> bool:
-        return admit(view.cap, spent, (_event(config.privacy, noise),)).admitted
+        return admit(view.cap, spent, events(noise)).admitted
 
     low, high = _LEAST_NOISE, _MOST_NOISE
     if not admitted(high):
@@ -94,7 +106,7 @@ def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> f
     while high > low * 1.0001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if admitted(middle) else (middle, high)
-    alone = cost((_event(config.privacy, high),), config.privacy.delta_value).epsilon
+    alone = cost(events(high), config.privacy.delta_value).epsilon
     return min(math.floor(alone * 20) / 20, policy.max_epsilon_per_run.value) or None
 
 

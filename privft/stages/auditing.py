@@ -38,6 +38,7 @@ from privft.report.release import STATEMENT
 from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
 from privft.stages.data import open_vault
+from privft.stages.heldout import score_rows
 from privft.stages.meter import Meter
 from privft.stages.modelling import (
     Workbench,
@@ -142,7 +143,10 @@ def audit(
             private = _membership(vault, workbench, untrained, trained, suite)
         sealed.seal(PRIVATE, json.dumps(private).encode())
         with meter.part("usefulness"):
-            utility = _utility(plan, vault, workbench, untrained, trained, config_folder, watch)
+            utility = [
+                *_utility(plan, vault, workbench, untrained, trained, config_folder, watch),
+                *score_rows(sealed, config, plan.delta),
+            ]
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)
     watch.say("holding the accountants against published values")

@@ -23,7 +23,7 @@ from privft.budget.mechanism import Mechanism
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
 from privft.plan import Plan, approval_message, stale_reasons
-from privft.policy import Check, PlanFacts, Policy, check, enforce
+from privft.policy import Check, PlanFacts, Policy, check, enforce, let_out
 from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
 from privft.stages import outlook
@@ -94,6 +94,7 @@ def plan_facts(
         suite=plan.suite,
         secure_noise=plan.mechanism["noise"] == "discrete-gaussian",
         recipients=recipient_kinds(workspace, plan.dataset),
+        outputs=let_out(noised=config.evaluation.held_out is not None),
         operator=operator,
         approvers=approvers,
     )
@@ -118,7 +119,7 @@ def make_plan(
     check_declared(config, dataset)
     _check_form(workspace, config)
     mechanism = mechanism_of(config)
-    events = (mechanism.event(),)
+    events = (mechanism.event(), *config.score_events())
     priced = cost(events, config.privacy.delta_value)
     substitute = cost(events, config.privacy.delta_value, adjacency="substitute")
     view = ledger.budget(dataset["lineage"])
@@ -164,7 +165,7 @@ def make_plan(
         checks=checks,
         before=view,
         admission=admission,
-        more_runs=fits(view.cap, (*spent, *events), events[0]),
+        more_runs=fits(view.cap, (*spent, *events), *events),
         warnings=outlook.warnings(mechanism),
     )
 
@@ -182,7 +183,8 @@ def check_declared(config: RunConfig, dataset: Mapping[str, Any]) -> None:
 
 
 def _check_form(workspace: Workspace, config: RunConfig) -> None:
-    """Raise `ConfigError` when the task is not for records of the data set's form."""
+    """Raise `ConfigError` when the task is not for records of the data set's form, or a score is
+    asked for and no units are set aside."""
     manifest = unsigned_manifest(read_manifest_text(workspace.vault_path(config.dataset)))
     labelled = manifest.fields.form == "text-label"
     if labelled is not (config.task == "sequence-classification"):
@@ -190,6 +192,12 @@ def _check_form(workspace: Workspace, config: RunConfig) -> None:
             f"task {config.task} is not for records of the form {manifest.fields.form}, which data "
             f"set {config.dataset} has",
             hint="sequence-classification needs text and label, causal-lm needs no label",
+        )
+    if config.evaluation.held_out is not None and manifest.caps.held_out_share == 0:
+        raise ConfigError(
+            f"evaluation.held_out asks for a score, and data set {config.dataset} sets no units "
+            "aside",
+            hint="a vault made with --held-out-share has some",
         )
 
 
@@ -205,7 +213,7 @@ def _exceeded(
     admission: Admission,
     mechanism: Mechanism,
 ) -> BudgetExceeded:
-    spent = (*view.spent, *view.reserved)
+    spent = (*view.spent, *view.reserved, *config.score_events())
     steps = 0 if view.exhausted else steps_that_fit(view.cap, spent, mechanism.event())
     affordable = affordable_epsilon(config, policy, view)
     choices = []

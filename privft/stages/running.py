@@ -7,7 +7,7 @@ The order is a law (DESIGN.md, invariants 3 and 4):
     2  reserve the worst case in the ledger           exclusive, durable
     3  seal the run's secrets                         fresh operating-system randomness
     4  per step: journal the intent, then draw noise
-    5  seal the adapter
+    5  seal the adapter, and a score on held-out units with its noise where one was asked for
     6  settle                                         charges what ran
     7  destroy the run secret and the checkpoints
 
@@ -39,6 +39,7 @@ from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
 from privft.stages.data import open_vault
+from privft.stages.heldout import seal_score
 from privft.stages.modelling import (
     VaultUnits,
     Workbench,
@@ -366,6 +367,9 @@ def _train_and_settle(
         close(ledger, run, folder=sealed.folder, actor=actor, reason=reason)
     files = adapter.adapter_files(model, base_name=workbench.base.name)
     sealed.seal_adapter(files)
+    if workbench.config.evaluation.held_out is not None:
+        watch.say("measuring the units that are set aside; what is kept of it is noised")
+        seal_score(sealed, workbench, files, context=_context(plan, workbench))
     _settle(ledger, run, mechanism, files, actor=actor)
     forget_secrets(sealed.folder)
 

@@ -8,6 +8,7 @@
       canaries.sealed         the secret that the canaries' coins and texts are made from
       selfcheck.sealed        what the checks before the first step found (JSON)
       adapter/NAME.sealed     what was trained
+      score.sealed            the noised score on held-out units, if one was asked for (JSON)
       audit-private.sealed    findings on real units, for the enclave's eyes (JSON)
       statement.dsse.json, report.html, ...     after the audit (public)
 

@@ -8,6 +8,7 @@ how much of it would be.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -88,20 +89,29 @@ def price(
         check_declared(config, dataset)
         if (config.dataset, config.privacy.delta_value) != (first.dataset, delta):
             raise ConfigError("the candidates of a sweep share one data set and one delta")
-        alone = cost([mechanism.event()], delta)
+        alone = cost([mechanism.event(), *config.score_events()], delta)
         if alone.epsilon > policy.max_epsilon_per_run.value:
             raise PolicyRefused(
                 f"policy {policy.name!r} wants max_epsilon_per_run "
                 f"{policy.max_epsilon_per_run.value:g}, and {label} has {alone.epsilon:.4g}"
             )
         priced.append((label, mechanism, alone))
-    events: tuple[AnyEvent, ...] = tuple(mechanism.event() for mechanism in mechanisms)
+    runs = [
+        (mechanism.event(), *config.score_events())
+        for (_, config), mechanism in zip(candidates, mechanisms, strict=True)
+    ]
+    events: tuple[AnyEvent, ...] = tuple(itertools.chain.from_iterable(runs))
     total: Cost | SingleCost
     if sweep.charge == "random-stopping":
         if len(set(mechanisms)) > 1:
             raise ConfigError(
                 "the candidates of a randomly stopped sweep cost different amounts",
                 hint="vary only what costs nothing, or charge: run-by-run",
+            )
+        if any(config.score_events() for _, config in candidates):
+            raise ConfigError(
+                "a randomly stopped sweep has a score of its own, and lets out no other",
+                hint="no evaluation.held_out in its base",
             )
         events = (sweep.selection(mechanisms[0].event()),)
         total = single_cost(events, delta)
@@ -114,7 +124,7 @@ def price(
             f"this sweep needs epsilon {admission.epsilon_needed:.2f} more of the budget, and "
             f"{view.epsilon_left:.2f} of {view.cap.epsilon:.2f} is left for dataset "
             f"{first.dataset}",
-            hint=_hint(view, events),
+            hint=_hint(view, events, runs),
         )
     return SweepPrice(
         dataset=first.dataset,
@@ -128,13 +138,13 @@ def price(
 
 
 def _mechanisms(candidates: Sequence[tuple[str, RunConfig]]) -> list[Mechanism]:
-    """Of each candidate; what does not differ in its privacy section is calibrated once."""
+    """Of each candidate; what does not differ in what it is charged for is calibrated once."""
 
     @cache
     def at(position: int) -> Mechanism:
         return mechanism_of(candidates[position][1])
 
-    sections = [config.privacy for _, config in candidates]
+    sections = [(config.privacy, config.score_events()) for _, config in candidates]
     return [at(sections.index(section)) for section in sections]
 
 
@@ -144,12 +154,17 @@ def _ask(view: BudgetView, events: Sequence[AnyEvent]) -> Admission:
     return admit_sums(view.cap, spent, total_rdp(events, orders))
 
 
-def _hint(view: BudgetView, events: Sequence[AnyEvent]) -> str:
+def _hint(view: BudgetView, events: Sequence[AnyEvent], runs: Sequence[tuple[Event, ...]]) -> str:
     if view.exhausted:
         return "the budget was spent whole by a recovery"
     if isinstance(events[0], Selection):
         return "fewer repetitions on average, fewer steps, or more noise"
     fitting = next(
-        (count for count in range(len(events), 0, -1) if _ask(view, events[:count]).admitted), 0
+        (
+            count
+            for count in range(len(runs), 0, -1)
+            if _ask(view, list(itertools.chain.from_iterable(runs[:count]))).admitted
+        ),
+        0,
     )
-    return f"the first {fitting} of {len(events)} candidates fit"
+    return f"the first {fitting} of {len(runs)} candidates fit"

@@ -16,6 +16,7 @@ from privft.budget.mechanism import Event
 from privft.budget.signed import RECOVERY_TYPE, recovery_statement, waiver_message
 from privft.keyring import Person
 from privft.plan import approval_message
+from privft.policy import let_out
 from privft.report import claim, recompute, release, statement, verify
 from privft.report.proof import build_proof
 from privft.report.trust import TrustRoot, make_trust, parse_trust
@@ -63,7 +64,7 @@ POLICY: dict[str, Any] = {
     "may_show_private_metrics": _rule(False),
     "retention_days": _rule(30),
     "witness_within": _rule(None),
-    "public_outputs": _rule(["adapter", "report", "canary-scores", "public-evaluation"]),
+    "public_outputs": _rule(list(let_out(noised=True))),
 }
 
 
@@ -94,9 +95,30 @@ class MemoryLedger:
         return translog.consistency_proof(self.tree, old, new)
 
 
+def scored(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same run with a noised score on held-out units, charged."""
+    facts["events"].append({"kind": "gaussian", "noise_multiplier": 12.5, "count": 2})
+    base, trained = 4.61, 3.95
+    follows = claim.noised(
+        difference=trained - base, units=400, noise_multiplier=12.5, bound=8.0, delta=DELTA
+    )
+    facts["utility"].append(
+        {
+            "source": "noised",
+            "metric": "loss per token",
+            "unit": "nats",
+            "base": base,
+            "trained": trained,
+            "n": 400,
+            **follows,
+        }
+    )
+    return facts
+
+
 @cache
-def _computed() -> tuple[dict[str, Any], dict[str, Any]]:
-    facts = made_up_facts()
+def _computed(score: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    facts = scored(made_up_facts()) if score else made_up_facts()
     events = [Event.from_dict(event) for event in facts["events"]]
     cap = Cap(epsilon=8.0, delta=DELTA, orders=(4.0, 8.0, 16.0, 32.0))
     earlier = [Event.from_dict(EARLIER)]
@@ -106,10 +128,13 @@ def _computed() -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def true_facts(checkpoint_before: str = "") -> dict[str, Any]:
-    """Made-up facts whose numbers are what the accountants and the bounds compute."""
-    facts = made_up_facts()
-    guarantee, budget = copy.deepcopy(_computed())
+def true_facts(checkpoint_before: str = "", *, score: bool = False) -> dict[str, Any]:
+    """Made-up facts whose numbers are what the accountants and the bounds compute.
+
+    score: with a noised score on held-out units.
+    """
+    facts = scored(made_up_facts()) if score else made_up_facts()
+    guarantee, budget = copy.deepcopy(_computed(score))
     facts["guarantee"] = guarantee
     facts["ledger"] = {
         "log_key": LOG.public.hex,
@@ -199,6 +224,7 @@ def write_release(
     waiver_change: Callable[[dict[str, Any]], None] = lambda body: None,
     recovered_by: Sequence[SigningKey] = (),
     merged: Mapping[str, bytes] | None = None,
+    score: bool = False,
 ) -> dict[str, Any]:
     """A released folder; `change` edits the facts before they are signed, `ledger_change` the
     bodies of the entries before they are logged.  With `waived_by` the audit failed, and these
@@ -217,7 +243,7 @@ def write_release(
             "key-revoked", {"name": f"old-{i}", "reason": "made up"}, "mira-okafor", start
         )
     before = ledger.checkpoint()
-    honest = true_facts(before)
+    honest = true_facts(before, score=score)
     run, guarantee = honest["run"], honest["guarantee"]
     facts = copy.deepcopy(honest)
     lost = _recovery(ledger, run["lineage"], recovered_by) if recovered_by else None

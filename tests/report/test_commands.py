@@ -100,7 +100,8 @@ def test_export_is_printed_or_written(tmp_path: Path, name: str) -> None:
     assert "DRAFT for a person to finish" in " ".join(shown.out.split())
     assert PACKS[name].as_of in shown.err
     if name == "registry":
-        assert yaml.safe_load(shown.out)["status"] == "Draft"
+        entry = yaml.safe_load(shown.out)["deployment"]
+        assert entry["administrative"]["status"] == "Draft"
     target = tmp_path / PACKS[name].file
     done.world.privft("report", "export", done.run, "--as", name, "-o", target)
     assert target.read_text() == shown.out

@@ -6,11 +6,31 @@ from typing import Any
 
 import pytest
 
+from privft.config import EvaluationConfig, HeldOutConfig, parse_config
 from privft.plan import ModelFacts, Plan
 from privft.report.planpage import render_plan
 from tests.report.made_up import hexes
 from tests.report.released import true_facts
 from tests.report.test_page import MARKUP, Outline
+
+CONFIG = parse_config(
+    """
+task: causal-lm
+dataset: notes-2026
+model: {name_or_path: models/smollm2-135m-instruct}
+max_length: 128
+lora: {r: 4, lora_alpha: 8}
+privacy:
+  unit: subject
+  declared_units: 4000
+  noise_multiplier: 0.9
+  max_grad_norm: 0.5
+  expected_batch_size: 96
+  max_steps: 60
+  max_records_per_unit: 8
+"""
+)
+HELD_OUT = HeldOutConfig(noise_multiplier=12.5, loss_bound=8.0, units=400)
 
 
 def made_up_plan(**changes: Any) -> Plan:
@@ -26,8 +46,8 @@ def made_up_plan(**changes: Any) -> Plan:
         "max_records_per_unit": 8,
         "cost": facts["guarantee"]["cost"],
         "substitute": facts["guarantee"]["substitute"],
-        "config": facts["config"]["body"],
-        "config_sha256": hexes("config"),
+        "config": CONFIG.to_dict(),
+        "config_sha256": CONFIG.digest,
         "policy": facts["policy"]["body"],
         "policy_sha256": hexes("policy"),
         "model": ModelFacts(name="SmolLM2", weights_sha256=hexes("w"), tokenizer_sha256=hexes("t")),
@@ -58,6 +78,14 @@ def test_page_says_promise_price_and_the_digest_to_sign() -> None:
         "1.90180423",
     ):
         assert words in text, words
+
+
+def test_page_says_what_is_let_out_of_the_units_that_are_set_aside() -> None:
+    assert "score on held-out units none" in " ".join(made(made_up_plan()).text.split())
+    config = CONFIG.model_copy(update={"evaluation": EvaluationConfig(held_out=HELD_OUT)})
+    plan = made_up_plan(config=config.to_dict(), config_sha256=config.digest)
+    assert [event.noise_multiplier for event in plan.events()] == [0.9, 12.5]
+    assert "2 figures over 400 declared units, losses cut at 8" in made(plan).text
 
 
 def test_approved_plan_is_ready() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from privft.errors import IntegrityError, SignatureError
+from privft.errors import IntegrityError, SignatureError, UsageError
 from privft.report import claim, recompute, release, statement, verify
 from privft.report.trust import parse_trust
 from privft.signing import SigningKey, canonical_json, dsse_add_signature, dsse_sign, sha256_hex
@@ -30,6 +30,7 @@ from tests.report.released import (
     numbers_in,
     parsed,
     person,
+    true_facts,
     trust,
     trust_file,
     write_release,
@@ -47,7 +48,9 @@ def _once(unit: Any, events: tuple[Any, ...], delta: float, fprs: Any) -> dict[s
 def _each_guarantee_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many folders here differ in other things; the computation itself is the same."""
 
-    def remembered(*, unit: Any, events: Any, delta: float, fprs: Any, **_: Any) -> dict[str, Any]:
+    def remembered(
+        *, unit: Any, events: Any, delta: float, fprs: Any = claim.FPR_GRID, **_: Any
+    ) -> dict[str, Any]:
         return copy.deepcopy(_once(unit, tuple(events), delta, fprs))
 
     monkeypatch.setattr(claim, "guarantee", remembered)
@@ -231,6 +234,61 @@ def test_lie_signed_by_the_run_key_itself_is_found(
 ) -> None:
     write_release(tmp_path, change=change)
     assert check in failed(tmp_path)
+
+
+def test_noised_score_is_stated_with_its_own_interval_and_charge_and_verifies(
+    tmp_path: Path,
+) -> None:
+    made = write_release(tmp_path / "out", score=True)
+    rows = {row.name: row for row in verify.verify_release(tmp_path / "out", trust(), now=NOW)}
+    assert [row.detail for row in rows.values() if not row.ok] == []
+    assert "so do 1 noised measures, interval and charge" in rows["epsilon"].detail
+    facts = statement.validate(made).predicate
+    entry = facts.utility[-1]
+    assert entry.paid is not None
+    assert 0 < entry.paid.epsilon < 1.9018042357527423 < facts.guarantee.epsilon
+    for page in ("report.html", "README.md"):
+        text = (tmp_path / "out" / page).read_text()
+        assert "each unit’s value is cut to between 0 and 8" in text
+        assert "which the epsilon of this run includes" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("utility", -1, "paid", "epsilon", value=0.01),
+        _put("utility", -1, "paid", "bound", value=4.0),
+        _put("utility", -1, "n", value=4000),
+        _put("utility", -1, "trained", value=3.0),
+        _put("utility", -1, "interval", value=[-0.7, -0.6]),
+    ],
+    ids=["epsilon", "bound", "units", "figure", "interval"],
+)
+def test_noised_score_that_does_not_follow_from_its_charge_is_found(
+    tmp_path: Path, change: Change
+) -> None:
+    write_release(tmp_path / "out", score=True, change=change)
+    assert set(failed(tmp_path / "out")) == {"epsilon"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _put("utility", -1, "paid", "noise_multiplier", value=100.0),
+        _put("utility", -1, "source", value="public"),
+        _put("utility", -1, "paid", value=None),
+        _put("utility", -1, "interval", value=None),
+        _put("utility", value=lambda rows: rows[:-1]),
+        _put("events", value=lambda events: events[:-1]),
+    ],
+    ids=["noise", "source", "unpaid", "no interval", "unstated", "uncharged"],
+)
+def test_statement_whose_noised_figures_are_not_what_was_charged_is_none(change: Change) -> None:
+    facts = true_facts(score=True)
+    statement.build(facts)
+    change(facts)
+    with pytest.raises(UsageError):
+        statement.build(facts)
 
 
 def test_audit_that_contradicts_the_claim_cannot_have_passed(tmp_path: Path) -> None:

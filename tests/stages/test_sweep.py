@@ -77,6 +77,9 @@ def test_random_stopping_is_one_event_with_one_accountant(world: World) -> None:
     assert said["total"]["epsilon_rdp"] == single_cost([event], said["total"]["delta"]).epsilon_rdp
     assert len(row["events"]) == 2, "the score is part of what is charged"
     assert not said["executable"]
+    cut = STOPPED["stopping"] | {"most": 12}
+    ending = world.privft("plan", written(world, **STOPPED | {"stopping": cut}), "--json").json
+    assert ending["total"]["epsilon_rdp"] > said["total"]["epsilon_rdp"]
     free = written(world, **STOPPED | {"score": "public"})
     cheaper = world.privft("plan", free, "--json").json
     assert cheaper["total"]["epsilon_rdp"] < said["total"]["epsilon_rdp"]
@@ -115,6 +118,7 @@ def test_a_sweep_beyond_the_budget_is_refused_with_how_much_fits(world: World) -
         (STOPPED | {"vary": {"privacy.max_steps": [2, 3]}}, "cost different amounts"),
         (STOPPED | {"stopping": {"distribution": "poisson", "mean": 3.0, "shape": 1.0}}, "shape"),
         (STOPPED | {"stopping": {"distribution": "geometric", "mean": 3.0}}, "distribution"),
+        (STOPPED | {"stopping": {"distribution": "poisson", "mean": 9.0, "most": 8}}, "most"),
         ({"more": 1}, "more"),
         ({"sweep": 2}, "sweep"),
     ],
