@@ -41,6 +41,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from privft.budget.mechanism import Event
+from privft.instead import INSTEAD
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
 
@@ -54,37 +55,6 @@ _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-
-_INSTEAD = {
-    "num_train_epochs": "privacy.max_steps: under Poisson sampling steps are counted, not epochs",
-    "per_device_train_batch_size": "privacy.expected_batch_size; performance.tokens_per_microbatch "
-    "only changes memory",
-    "gradient_accumulation_steps": "privacy.expected_batch_size; microbatches follow from "
-    "performance.tokens_per_microbatch",
-    "train_batch_size": "privacy.expected_batch_size",
-    "batch_size": "privacy.expected_batch_size",
-    "max_seq_length": "max_length",
-    "epsilon": "privacy.target_epsilon",
-    "clip_norm": "privacy.max_grad_norm",
-    "max_per_sample_grad_norm": "privacy.max_grad_norm",
-    "sample_rate": "privacy.expected_batch_size and privacy.declared_units give it",
-    "packing": "nothing: packing mixes records, and a unit's gradient must be its own",
-    "trust_remote_code": "nothing: code that comes with a model is never run",
-    "push_to_hub": "nothing: privft has no network; privft release is the only exit",
-    "adaptive_clipping": "privacy.clipping: adaptive",
-    "clipping_threshold": "privacy.max_grad_norm",
-    "nesterov": "nothing: training.momentum with optim: sgd is plain momentum",
-    "report_to": "nothing: privft sends nothing anywhere",
-    "bf16": "model.dtype: bfloat16",
-    "fp16": "model.dtype: bfloat16 (float16 overflows)",
-    "torch_dtype": "model.dtype",
-    "task_type": "task: causal-lm or sequence-classification",
-    "num_labels": "labels: the list of their names",
-    "hidden_dropout_prob": "lora.lora_dropout: the base model's own dropout stays off",
-    "attention_dropout": "lora.lora_dropout: the base model's own dropout stays off",
-    "ensure_weight_tying": "nothing: a trained copy of tied embeddings stands on its own",
-    "load_best_model_at_end": "nothing: choosing among models by private data costs epsilon",
-}
 
 
 class ModelConfig(Strict):
@@ -425,7 +395,7 @@ def parse_config(text: str, *, source: str = "config") -> RunConfig:
 
 
 def _of(document: Document) -> RunConfig:
-    return validate(RunConfig, document, instead=_INSTEAD)
+    return validate(RunConfig, document, instead=INSTEAD)
 
 
 def json_schema() -> dict[str, Any]:
