@@ -374,13 +374,12 @@ def _utility(facts: Facts) -> dict[str, Any]:
         for u in facts.utility
     ]
     head = ["measure", "text", "group", "base", "trained", "difference", "n"]
+    table = _table("On text that costs no privacy, or paid for", head, rows)
     none = ["Nothing was measured that may leave the enclave."]
     return {
         "title": "Usefulness",
         "paragraphs": [paid_words(u) for u in facts.utility if u.paid] if rows else none,
-        "tables": [_table("On text that costs no privacy, or paid for", head, rows)]
-        if rows
-        else [],
+        "tables": [table] if rows else [],
         "charts": [plain_svg(str(chart)) for chart in charts(facts)["utility"]],
     }
 
