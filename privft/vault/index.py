@@ -3,7 +3,8 @@
 Two sealed files, both streams of FLOE (segment length 262,144) under the epoch key, with
 aad = "privft-index-v1" or "privft-records-v1" || lineage (16) || epoch (8) || sequence (8):
 
-index-*.floe      length of facts (4 bytes, big-endian) || facts, canonical JSON || unit rows
+index-*.floe      length of facts (4 bytes, big-endian) || facts, canonical JSON
+                  || number of rows (8 bytes, big-endian) || unit rows || zeros up to the bucket
     unit row, 96 bytes, big-endian, sorted by tag, each tag once
     0    16  unit tag (`privft.vault.cells`)
     16   32  the key of the cell
@@ -12,11 +13,16 @@ index-*.floe      length of facts (4 bytes, big-endian) || facts, canonical JSON
     60   4   length of the cell
     64   32  SHA-256 of the cell
 
-records-*.floe    record rows only, read by writers and by `verify`, not to train
+records-*.floe    number of rows (8 bytes, big-endian) || record rows || zeros up to the bucket;
+                  read by writers and by `verify`, not to train
     record row, 64 bytes, big-endian, sorted by record tag, each tag once
     0    16  record tag: first 16 bytes of HMAC-SHA-256(tag key, "record:" || record id)
     16   16  tag of its unit
     32   32  four 8-byte bands of its MinHash sketch (`privft.vault.duplicates`)
+
+The bucket is that of cells: four steps to each power of two.  So the lengths of these files, which
+whoever sees the disk or the manifest knows, say how many units and records there are to within a
+quarter and no better.
 
 In memory an open vault holds 64 bytes a unit (the hashes are only loaded to write or verify).
 
@@ -35,9 +41,9 @@ is not.
 
 Worked example: a unit row of tag 00 .. 0f, key 20 .. 3f, in file 0 at offset 32 with 426 bytes is
     000102030405060708090a0b0c0d0e0f | 2021 .. 3e3f | 00000000 | 0000000000000020 | 000001aa | hash
-and an index with facts of 130 bytes and two such rows seals 4 + 130 + 192 bytes of text into
-74 + 32 + 326 bytes.  Whole examples are in tests/vectors/vault_index.json.  The root of an empty
-vault is
+and an index with facts of 130 bytes and two such rows seals 4 + 130 + 8 + 192 bytes of text, and 50
+of zeros, into 74 + 32 + 384 bytes.  Whole examples are in tests/vectors/vault_index.json.  The root
+of an empty vault is
 SHA-256(01 || SHA-256(00 || 00 x 16 || 00 x 32) || SHA-256(00 || ff x 16 || 00 x 32)).
 """
 
@@ -55,12 +61,14 @@ from numpy.typing import NDArray
 from privft.budget import translog
 from privft.errors import IntegrityError
 from privft.vault import floe
+from privft.vault.cells import bucket_bytes
 from privft.vault.durable import FileFact, NewFile
 
 SEGMENT_BYTES = 1 << 18
 _MAX_FACTS_BYTES = 1 << 26
 _ROWS_AT_ONCE = 1 << 14
 _TAG = struct.Struct(">QQ")
+_COUNT = struct.Struct(">Q")
 
 UNIT_ROW = np.dtype(
     [
@@ -112,7 +120,7 @@ def write_index(folder: Path, key: bytes, place: Place, facts: bytes, rows: Rows
     file = NewFile.create(folder, "index", ".floe")
     sealer = floe.Sealer(key, place.aad(_INDEX), file, segment_bytes=SEGMENT_BYTES)
     sealer.write(struct.pack(">I", len(facts)) + facts)
-    _write_rows(sealer, rows, UNIT_ROW)
+    _write_rows(sealer, rows, UNIT_ROW, 4 + len(facts))
     return file.finish()
 
 
@@ -120,14 +128,20 @@ def write_records(folder: Path, key: bytes, place: Place, rows: Rows) -> FileFac
     """Seal record rows (dtype RECORD_ROW, sorted) into a new file."""
     file = NewFile.create(folder, "records", ".floe")
     sealer = floe.Sealer(key, place.aad(_RECORDS), file, segment_bytes=SEGMENT_BYTES)
-    _write_rows(sealer, rows, RECORD_ROW)
+    _write_rows(sealer, rows, RECORD_ROW, 0)
     return file.finish()
 
 
-def _write_rows(sealer: floe.Sealer, rows: Rows, stored: np.dtype[Any]) -> None:
+def _write_rows(sealer: floe.Sealer, rows: Rows, stored: np.dtype[Any], before: int) -> None:
+    """The number of rows, the rows, and the zeros, after `before` bytes of text."""
+    sealer.write(_COUNT.pack(len(rows)))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         # numpy turns to the machine's byte order where it joins arrays; the format is big-endian
         sealer.write(rows[start : start + _ROWS_AT_ONCE].astype(stored).tobytes())
+    used = before + _COUNT.size + len(rows) * stored.itemsize
+    zeros = bucket_bytes(used) - used
+    for start in range(0, zeros, SEGMENT_BYTES):
+        sealer.write(bytes(min(SEGMENT_BYTES, zeros - start)))
     sealer.close()
 
 
@@ -168,23 +182,37 @@ def read_records(folder: Path, fact: FileFact, key: bytes, place: Place) -> Rows
 def _read_rows(
     opener: floe.Opener, position: int, rest: bytes, stored: np.dtype[Any], wanted: np.dtype[Any]
 ) -> Rows:
-    """The rows in `rest` and in the segments from `position` on, as `wanted`.
+    """What `_write_rows` wrote, in `rest` and in the segments from `position` on, as `wanted`.
 
     A row may lie across two segments: what is left of one is carried to the front of the next.
     """
-    total = len(rest) + max(0, opener.plaintext_bytes - position * opener.inner_bytes)
-    if total % stored.itemsize:
-        raise IntegrityError(f"rows of {stored.itemsize} bytes in {total} bytes")
-    rows = np.empty(total // stored.itemsize, dtype=wanted)
-    buffer = bytearray(rest).ljust(max(len(rest), stored.itemsize + opener.inner_bytes), b"\0")
+    ahead = max(0, opener.plaintext_bytes - position * opener.inner_bytes)
+    before = opener.plaintext_bytes - ahead - len(rest)
+    while len(rest) < _COUNT.size and position < opener.segments:
+        rest += opener.segment(position)
+        position += 1
+    if len(rest) < _COUNT.size:
+        raise IntegrityError(f"rows without their number, in {len(rest)} bytes")
+    (total,) = _COUNT.unpack_from(rest)
+    if bucket_bytes(before + _COUNT.size + total * stored.itemsize) != opener.plaintext_bytes:
+        raise IntegrityError(
+            f"{total} rows of {stored.itemsize} bytes in {opener.plaintext_bytes} bytes"
+        )
+    rows = np.empty(total, dtype=wanted)
+    rest = rest[_COUNT.size :]
+    buffer = bytearray(rest).ljust(max(len(rest), stored.itemsize) + opener.inner_bytes, b"\0")
     view, held, filled = memoryview(buffer), len(rest), 0
     while True:
-        count = held // stored.itemsize
+        count = min(held // stored.itemsize, total - filled)
         part = np.frombuffer(view, dtype=stored, count=count)
         for name in wanted.names or ():
             rows[name][filled : filled + count] = part[name]
         filled += count
         used = count * stored.itemsize
+        if filled == total:
+            if np.frombuffer(view[used:held], dtype=np.uint8).any():
+                raise IntegrityError("something behind the last row")
+            used = held
         view[: held - used] = view[used:held]
         held -= used
         if position >= opener.segments:

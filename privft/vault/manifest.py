@@ -30,7 +30,8 @@ that this file has of its own are, for a version that an erasure made (in canoni
     "segments":[{"name":"cells-0123456789abcdef.seg","sha256":64 hex digits,"size_bytes":884}]
 
 Everything in it is public to whoever can read the disk; nothing in it is a count of units or
-records.  (Lengths of files say roughly how much text there is, as any file system does.)
+records.  (Lengths of files say roughly how much there is, as any file system does: those of index
+and records to within a quarter.)
 
 What a signature cannot show is that this is the *newest* manifest: an older one with its files is
 just as well signed.  `previous` and `sequence` tie versions together, and the ledger's entries

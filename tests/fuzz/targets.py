@@ -95,11 +95,22 @@ def examples() -> dict[str, list[bytes]]:
         "manifest": [(vault.path / "manifest.json").read_bytes()],
         "payload": [manifest.payload()],
         "facts": [facts],
-        "index": [len(facts).to_bytes(4, "big") + facts + units.tobytes()],
+        "index": [
+            padded(
+                len(facts).to_bytes(4, "big")
+                + facts
+                + len(units).to_bytes(8, "big")
+                + units.tobytes()
+            )
+        ],
         "certificate": [canonical_json(erased.envelope)],
         "proof": [vault.prove("p0"), vault.prove("p1")],
         "wrap": [canonical_json(wrapped.model_dump()) for wrapped in manifest.recipients],
     }
+
+
+def padded(text: bytes) -> bytes:
+    return text.ljust(cells.bucket_bytes(len(text)), b"\0")
 
 
 def vectors(kind: str, field: str) -> list[bytes]:
@@ -202,7 +213,10 @@ TARGETS: dict[str, Target] = {
         ],
     ),
     "index": Target(parse=rows_of, seeds=lambda: examples()["index"]),
-    "records": Target(parse=records_of, seeds=lambda: [bytes(64), bytes(range(64)) * 2]),
+    "records": Target(
+        parse=records_of,
+        seeds=lambda: [padded(bytes(7) + b"\1" + bytes(range(64))), bytes(256)],
+    ),
     "facts": Target(parse=parse_facts, seeds=lambda: examples()["facts"]),
     "manifest": Target(
         parse=lambda data: open_manifest(data, TRUSTED), seeds=lambda: examples()["manifest"]

@@ -15,6 +15,7 @@ import pytest
 
 from privft.errors import IntegrityError
 from privft.vault import floe, index
+from privft.vault.cells import bucket_bytes
 from privft.vault.durable import FileFact, NewFile
 from tests.vault.builders import VECTORS
 
@@ -97,6 +98,17 @@ def sealed_index(folder: Path, plaintext: bytes) -> FileFact:
     return file.finish()
 
 
+def padded(text: bytes) -> bytes:
+    return text.ljust(bucket_bytes(len(text)), b"\0")
+
+
+def body(count: int, chosen: bytes, facts: bytes = b"{}") -> bytes:
+    return struct.pack(">I", len(facts)) + facts + struct.pack(">Q", count) + chosen
+
+
+TWO = rows_of(tags(2)).tobytes()
+
+
 @pytest.mark.parametrize(
     "plaintext",
     [
@@ -104,15 +116,42 @@ def sealed_index(folder: Path, plaintext: bytes) -> FileFact:
         b"\0\0\0",
         b"\0\0\0\5{}",
         b"\xff\xff\xff\xff{}",
-        struct.pack(">I", 2) + b"{}" + bytes(95),
-        struct.pack(">I", 2) + b"{}" + rows_of(tags(2)[::-1]).tobytes(),
-        struct.pack(">I", 2) + b"{}" + rows_of(tags(1) * 2).tobytes(),
+        struct.pack(">I", 2) + b"{}" + bytes(7),
+        padded(body(3, TWO)[:-1]),
+        padded(body(1, TWO)),
+        padded(body(2**64 - 1, TWO)),
+        padded(body(2, TWO)) + b"\0",
+        padded(body(2, TWO))[:-1],
+        body(2, TWO),
+        padded(body(2, TWO))[:-1] + b"\1",
+        padded(body(2, rows_of(tags(2)[::-1]).tobytes())),
+        padded(body(2, rows_of(tags(1) * 2).tobytes())),
     ],
-    ids=["empty", "short", "facts cut", "facts huge", "part of a row", "out of order", "twice"],
+    ids=[
+        *("empty", "short", "facts cut", "facts huge", "no number", "rows missing", "too few rows"),
+        *("number huge", "zeros too many", "zeros missing", "no zeros", "no zeros at the end"),
+        *("out of order", "twice"),
+    ],
 )
 def test_a_sealed_index_that_makes_no_sense_is_refused(tmp_path: Path, plaintext: bytes) -> None:
     with pytest.raises(IntegrityError):
         index.read_index(tmp_path, sealed_index(tmp_path, plaintext), KEY, PLACE)
+
+
+def test_the_padded_text_by_hand_is_what_is_read(tmp_path: Path) -> None:
+    """So that the faults above are the only ones."""
+    fact = sealed_index(tmp_path, padded(body(2, TWO)))
+    facts, again = index.read_index(tmp_path, fact, KEY, PLACE, hashes=True)
+    assert (facts, again.tobytes()) == (b"{}", TWO)
+
+
+def test_lengths_of_files_tell_counts_to_a_quarter_only(tmp_path: Path) -> None:
+    records = np.zeros(400, dtype=index.RECORD_ROW)
+    for sizes in (
+        [index.write_index(tmp_path, KEY, PLACE, b"{}", rows_of(tags(n))) for n in range(300, 340)],
+        [index.write_records(tmp_path, KEY, PLACE, records[:n]) for n in range(330, 380)],
+    ):
+        assert len({fact.size_bytes for fact in sizes}) == 1
 
 
 def test_order_is_checked_across_every_boundary(tmp_path: Path) -> None:

@@ -55,9 +55,10 @@ def test_a_unit_row(tmp_path: Path) -> None:
     place = index.Place(lineage=bytes(16), epoch=1, sequence=1)
     table = np.frombuffer(two, dtype=index.UNIT_ROW)
     file = index.write_index(tmp_path, bytes(32), place, bytes(130), table)
-    assert "facts of 130 bytes and two such rows seals 4 + 130 + 192 bytes of text into" in told
-    assert "74 + 32 + 326 bytes" in told
-    assert file.size_bytes == 74 + 32 + 326
+    assert "facts of 130 bytes and two such rows seals 4 + 130 + 8 + 192 bytes of text" in told
+    assert "and 50 of zeros, into 74 + 32 + 384 bytes" in told
+    assert file.size_bytes == 74 + 32 + 384
+    assert 4 + 130 + 8 + 192 + 50 == 384
 
 
 def test_the_parts_of_a_manifest(tmp_path: Path) -> None:
