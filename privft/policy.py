@@ -251,7 +251,7 @@ _FIX = {
     "min_declared_units": "a data set of at least {limit} units",
     "two_accountants": "a mechanism that RDP can price too",
     "required_suite": "audit.suite: {limit}",
-    "secure_noise": "a noise generator that is safe in floating point",
+    "secure_noise": "privacy.secure_noise: true",
     "recipients_allowed": "privft vault recipients: keep only {limit}",
     "public_outputs": "let out no more than {limit}",
     "approvals": "privft approve, by {limit} in all",

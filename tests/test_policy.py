@@ -151,6 +151,16 @@ def test_a_refusal_names_every_broken_rule_and_every_fix() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"), [("hospital", True), ("bank", True), ("default", False), ("research", False)]
+)
+def test_noise_that_is_safe_in_floating_point_is_for_people_in_enclaves(
+    name: str, asked: bool
+) -> None:
+    found = broken(load_policy(name), replace(GOOD, secure_noise=False))
+    assert ("secure_noise" in [each.rule for each in found]) is asked
+
+
 def test_secure_noise_is_asked_for_where_the_policy_says_so(tmp_path: Path) -> None:
     policy = load_policy(overlay(tmp_path, secure_noise=True))
     assert [each.rule for each in broken(policy, replace(GOOD, secure_noise=False))] == [

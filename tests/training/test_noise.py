@@ -8,7 +8,9 @@ import torch
 from scipy import stats
 
 from privft.randomness import KeyedStreams
+from privft.training.losses import trained_parameters
 from privft.training.noise import add_noise
+from tests.training.test_clipping import llama
 from tests.training.tiny import mechanism
 
 MECHANISM = mechanism(noise_multiplier=1.7, clip_norm=0.3)
@@ -27,6 +29,22 @@ def accepted(values: np.ndarray, scale: float) -> bool:
     statistic = float((values**2).sum()) / scale**2
     p = stats.chi2.cdf(statistic, len(values))
     return 5e-5 < p < 1 - 5e-5
+
+
+def test_every_parameter_of_a_model_has_the_stated_scale_and_no_other() -> None:
+    """Pooled over steps; none is so small that wrong scales would pass."""
+    zero = {
+        name: torch.zeros(parameter.shape, dtype=torch.float64)
+        for name, parameter in trained_parameters(llama(torch.float32)).items()
+    }
+    streams = KeyedStreams(b"test only stream, never of a run")
+    noisy = [add_noise(zero, MECHANISM, streams=streams, step=step) for step in range(60)]
+    scale = MECHANISM.noise_multiplier * MECHANISM.clip_norm
+    for name in zero:
+        values = np.concatenate([n[name].numpy().ravel() for n in noisy])
+        assert accepted(values, scale), name
+        assert not accepted(values, scale * 2 / 3), name
+        assert not accepted(values, scale * 3 / 2), name
 
 
 @pytest.mark.parametrize("name", SHAPES)
