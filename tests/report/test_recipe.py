@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from privft.report.verify import recipe
-from tests.report.released import trust_file, write_release
+from privft.signing import SigningKey
+from tests.report.released import RUN, STRANGER, trust_file, write_release
 
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", recipe(), flags=re.DOTALL)
 
@@ -50,6 +51,15 @@ def test_recipe_is_one_page_of_public_tools() -> None:
 
 def test_recipe_followed_as_printed_accepts_an_honest_release(honest: Path) -> None:
     assert follow(honest) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("keys", [[RUN], [RUN, STRANGER]])
+def test_recipe_misses_a_countersignature(tmp_path: Path, keys: list[SigningKey]) -> None:
+    write_release(tmp_path / "release", keys=keys)
+    (tmp_path / "trust.json").write_bytes(trust_file(expires="2999-12-31T00:00:00Z"))
+    first, second = follow(tmp_path, 2)
+    assert first == 0
+    assert second != 0
 
 
 @pytest.mark.parametrize(
