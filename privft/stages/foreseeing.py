@@ -47,7 +47,7 @@ class Takes:
 @dataclass(frozen=True, kw_only=True)
 class Foreseen:
     """What a run of `steps` steps takes on `ranks` devices like this machine's; `takes` is None
-    where the formula does not know the architecture."""
+    where the formula does not know the architecture or an option."""
 
     ranks: int
     steps: int
@@ -72,7 +72,7 @@ class Foreseen:
     def rows(self) -> list[list[str]]:
         """For a person: what, and how much."""
         if self.takes is None:
-            return [["takes", "not known: the formula does not cover this architecture"]]
+            return [["takes", "not known: the formula does not cover this architecture or option"]]
         memory, step = self.takes.memory, self.takes.seconds_a_step
         devices = "" if self.ranks == 1 else f" on each of {self.ranks} devices"
         return [
@@ -101,12 +101,14 @@ def _duration(seconds: float) -> str:
 
 
 def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -> Setting | None:
-    """What memory and time depend on; None where the architecture is not known to the formula."""
+    """What memory and time depend on; None where the formula does not know the architecture, or
+    leaves out what is asked for (dropout, layers trained whole, activations computed again)."""
     causal = config.task == "causal-lm"
     shape = shape_of(model_config, head=causal)
-    if shape is None:
-        return None
     lora, adapter = config.lora, None
+    beyond = lora is not None and (lora.lora_dropout > 0 or lora.modules_to_save is not None)
+    if shape is None or beyond or config.training.gradient_checkpointing:
+        return None
     if lora is not None:
         targets = lora.target_modules
         adapter = AdapterShape(

@@ -80,6 +80,23 @@ def test_an_unknown_architecture_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert "not known" in found.rows()[0][1]
 
 
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        ("lora", {"lora_dropout": 0.1}),
+        ("lora", {"modules_to_save": ["lm_head"]}),
+        ("training", {"gradient_checkpointing": True}),
+    ],
+)
+def test_what_the_formula_leaves_out_is_said_to_be_unknown(
+    tmp_path: Path, section: str, option: dict[str, Any]
+) -> None:
+    given = config()
+    changed = config(**{section: given.to_dict()[section] | option})
+    assert foreseeing.setting_of(given, LLAMA, ranks=1) is not None
+    assert foreseeing.foresee(changed, base(tmp_path, LLAMA)).to_dict()["known"] is False
+
+
 def test_a_head_alone_is_foreseen_too(tmp_path: Path) -> None:
     given = parse_config(CLASSIFY.format(lora="null"), source="test")
     facts = LLAMA | {"model_type": "bert", "max_position_embeddings": 64}
