@@ -55,6 +55,9 @@ class Configuration:
     rank: int | None = 8
     adapted_layers: tuple[int, ...] | None = None
     freeze_a: bool = False
+    dropout: float = 0.0
+    again: bool = False
+    quantised: str | None = None
     adam: bool = True
     classes: int = 0
     token_budget: int = 1024
@@ -98,6 +101,8 @@ CONFIGURATIONS = (
     Configuration(name="bfloat16, wide", dtype="bfloat16", hidden=1024, inner=2816, layers=2,
                   heads=16, keys=16, vocabulary=32000),
     Configuration(name="upper layers, A frozen", adapted_layers=(2, 3), freeze_a=True),
+    Configuration(name="dropout", dropout=0.1),
+    Configuration(name="computed again", again=True, layers=8),
     Configuration(name="subjects", records=4, count=3, adam=False),
     Configuration(name="encoder with a head", model_type="bert", hidden=384, inner=1536,
                   layers=6, heads=12, vocabulary=30522, classes=77, length=64, count=20),
@@ -154,6 +159,7 @@ def train_two_steps(
     from privft.randomness import KeyedStreams
     from privft.training import adapter, basemodel
     from privft.training.loop import Optimisation, Performance, train
+    from privft.training.quantised import quantise
 
     base = basemodel.load_model(
         basemodel.BaseModel(
@@ -165,12 +171,15 @@ def train_two_steps(
         task="sequence-classification" if configuration.classes else "causal-lm",
         dtype=configuration.dtype,  # type: ignore[arg-type]
     )
+    if configuration.quantised is not None:
+        quantise(base, configuration.quantised)  # type: ignore[arg-type]
     spec = None
     if configuration.rank is not None:
         spec = adapter.LoraSpec(
             r=configuration.rank,
             layers_to_transform=configuration.adapted_layers,
             freeze_a=configuration.freeze_a,
+            lora_dropout=configuration.dropout,
         )
     model: Any
     if configuration.classes:
@@ -197,7 +206,11 @@ def train_two_steps(
         optimisation=Optimisation(
             learning_rate=1e-3, optim="adamw_torch" if configuration.adam else "sgd"
         ),
-        performance=Performance(token_budget=configuration.token_budget, checkpoint_every=100),
+        performance=Performance(
+            token_budget=configuration.token_budget,
+            gradient_checkpointing=configuration.again,
+            checkpoint_every=100,
+        ),
         streams=KeyedStreams(bytes(32)),
         context={},
         journal=lambda step, digest: before_second() if step == 1 else None,
@@ -268,6 +281,7 @@ def setting_of(configuration: Configuration) -> Any:
         rank=configuration.rank,
         layers=configuration.adapted_layers,
         freeze_a=configuration.freeze_a,
+        dropout=configuration.dropout > 0,
     )
     return Setting(
         shape=shape,
@@ -275,6 +289,8 @@ def setting_of(configuration: Configuration) -> Any:
         dtype=configuration.dtype,  # type: ignore[arg-type]
         classes=configuration.classes,
         adam=configuration.adam,
+        quantised=configuration.quantised,  # type: ignore[arg-type]
+        checkpointing=configuration.again,
     )
 
 

@@ -68,6 +68,9 @@ class ModelConfig(Strict):
     """The GGUF file inside the folder, where the weights are quantised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the frozen weights are held in; adapters are trained in float32."""
+    quantization: Literal["8-bit", "4-bit"] | None = None
+    """Hold the matrices of the frozen layers in so many bits a number (4-bit is NF4); products are
+    in `dtype`.  Load the released adapter onto a base that is quantised alike."""
     pooling: Literal["mean"] = "mean"
     """Classification: how token states become one vector."""
 

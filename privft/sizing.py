@@ -22,7 +22,7 @@ On top the largest of four moments of a step:
                 norm and the hidden states with a copy of the labelled ones; R N D b for their
                 gradient; one block of logits, min(N, 256) V times 8 (float32) or 10 (bfloat16)
     backward    in layer l from the top: what the layers up to l keep, 4 U (A_l + ... + A_top), and
-                passing gradients of the widest part, T (3 I + 2 D) times 4
+                passing gradients of the widest part, T (2 I + 2 D) times 4
     clipping    4 U A for the gradients, and one float64 gradient at a time with its square, 16 A
     noise       8 A (noisy sums) + 4 A (the mean, as the optimiser takes it)
 
@@ -30,9 +30,10 @@ What a Llama layer keeps for its backward pass, a token (transformers' own modul
 matrices keep nothing, `training.products`): 4 D for each of two norms; b (H h + 2 G h) for queries,
 keys and values, b H h and 4 H for what attention gives; 3 b I for the gated product; what each
 trained A reads, in float32 (shared between matrices that read the same where b = 4); 4 r for each
-matrix.  A BERT layer keeps b (D + 2 D) for two norms, 4 b D for attention and b I for GELU, and
+matrix; with dropout each A reads a copy of its own, and keeps a mask of a byte a number.  A BERT
+layer keeps b (D + 2 D) for two norms, 4 b D for attention and b I for GELU, and
 what A reads.  Layers below the first trained one keep nothing.  With checkpointing a layer keeps
-its input, b D, and one layer at a time all of it.
+its input, b D, and one layer at a time the rest.
 
 Time a step, in seconds (`seconds`), from three rates that are measured where the plan is made:
     products    2 P_l forward and 2 P_l for the gradient of the input, a token and layer with P_l
@@ -69,6 +70,7 @@ class AdapterShape:
     targets: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     freeze_a: bool = False
+    dropout: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,9 @@ def kept_by_layer(setting: Setting, layer: int) -> int:
         for matrix in targets:
             known = read.get(matrix.reads, 0)
             read[matrix.reads] = matrix.inputs * 4 + (known if wide < 4 else 0)
+    if adapter.dropout:  # each has a thinned copy of its own, and a mask of one byte a number
+        each = 1 if adapter.freeze_a else 5
+        read = {matrix.name: each * matrix.inputs for matrix in targets}
     attention = wide * (2 * context + 2 * keys) + 4 * shape.heads
     if shape.family == "llama":
         norms = 2 * 4 * (shape.hidden + 1)
@@ -233,10 +238,10 @@ def memory(setting: Setting, batch: Microbatch) -> Memory:
     count = setting.trained_numbers
     kept = [tokens * kept_by_layer(setting, n) for n in range(shape.layers)]
     gathered = _gathered(setting)
-    passing = 4 * tokens * (3 * shape.intermediate + 2 * hidden)
+    passing = 4 * tokens * 2 * (shape.intermediate + hidden)
     if setting.checkpointing:
         inputs = [tokens * hidden * wide if size else 0 for size in kept]
-        again = max(kept)
+        again = max(kept) - (tokens * hidden * wide if wide == 4 and max(kept) else 0)
     else:
         inputs, again = kept, 0
     held = sum(inputs)

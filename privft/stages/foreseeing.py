@@ -101,13 +101,12 @@ def _duration(seconds: float) -> str:
 
 
 def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -> Setting | None:
-    """What memory and time depend on; None where the formula does not know the architecture, or
-    leaves out what is asked for (dropout, layers trained whole, activations computed again)."""
+    """What memory and time depend on; None for an architecture that the formula does not know, and
+    for layers that are trained whole, which it does not cover."""
     causal = config.task == "causal-lm"
     shape = shape_of(model_config, head=causal)
     lora, adapter = config.lora, None
-    beyond = lora is not None and (lora.lora_dropout > 0 or lora.modules_to_save is not None)
-    if shape is None or beyond or config.training.gradient_checkpointing:
+    if shape is None or (lora is not None and lora.modules_to_save):
         return None
     if lora is not None:
         targets = lora.target_modules
@@ -116,6 +115,7 @@ def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -
             targets=None if targets == "all-linear" else tuple(targets),
             layers=lora.layers_to_transform,
             freeze_a=lora.freeze_a,
+            dropout=lora.lora_dropout > 0,
         )
     return Setting(
         shape=shape,
@@ -124,6 +124,8 @@ def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -
         classes=len(config.labels or ()),
         adam=config.training.optim == "adamw_torch",
         ranks=ranks,
+        quantised=config.model.quantization,
+        checkpointing=config.training.gradient_checkpointing,
     )
 
 

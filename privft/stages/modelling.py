@@ -22,6 +22,7 @@ from privft.training.examples import UnitExamples, encode_unit
 from privft.training.loop import Performance
 from privft.training.losses import TrainedModel
 from privft.training.optimiser import Optimisation
+from privft.training.quantised import quantise
 from privft.training.scoring import unit_losses
 from privft.vault.fields import FieldMap
 from privft.vault.intake import BadRow, parse_record, stream_rows
@@ -90,9 +91,11 @@ class Workbench:
 
     def base_module(self) -> torch.nn.Module:
         """The base model, frozen, on the device of the config."""
-        return basemodel.load_model(
-            self.base, task=self.config.task, dtype=self.config.model.dtype
-        ).to(choose_device(self.config.performance.device))
+        wanted = self.config.model
+        module = basemodel.load_model(self.base, task=self.config.task, dtype=wanted.dtype)
+        if wanted.quantization is not None:
+            quantise(module, wanted.quantization)
+        return module.to(choose_device(self.config.performance.device))
 
     def fresh(self) -> TrainedModel:
         """The base model with a new adapter or head."""
@@ -189,7 +192,16 @@ class Workbench:
 def write_merged(
     config: RunConfig, base: basemodel.BaseModel, files: Mapping[str, bytes], folder: Path
 ) -> None:
-    """The base model with the adapter added, and its tokenizer, into an empty folder."""
+    """The base model with the adapter added, and its tokenizer, into an empty folder.
+
+    Errors: `UsageError` where the base was quantised: the sum would not be what was audited.
+    """
+    if config.model.quantization is not None:
+        raise UsageError(
+            f"the adapter was trained on a {config.model.quantization} base, and a merged model "
+            "would be another one than was audited",
+            hint="release without --merge",
+        )
     module = basemodel.load_model(base, task=config.task, dtype=config.model.dtype)
     adapter.save_merged(module, files, folder)
     for path in basemodel.tokenizer_files(base.folder):

@@ -9,6 +9,7 @@
     products   matrix products whose bits companions cannot change; one gradient a unit
     lowrank    a linear layer with LoRA as one step of the graph
     dropout    LoRA's dropout, with masks keyed by step, unit, record and layer
+    quantised  a frozen base in 8 or 4 bits a number
     recompute  gradient checkpointing: activations computed again, to the same bits
     opacus_engine   the same gradients by Opacus, to hold ours against before every run
     noise      the Gaussian noise, keyed by step and parameter

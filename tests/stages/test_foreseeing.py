@@ -80,21 +80,21 @@ def test_an_unknown_architecture_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert "not known" in found.rows()[0][1]
 
 
-@pytest.mark.parametrize(
-    ("section", "option"),
-    [
-        ("lora", {"lora_dropout": 0.1}),
-        ("lora", {"modules_to_save": ["lm_head"]}),
-        ("training", {"gradient_checkpointing": True}),
-    ],
-)
-def test_what_the_formula_leaves_out_is_said_to_be_unknown(
-    tmp_path: Path, section: str, option: dict[str, Any]
-) -> None:
+def test_layers_that_are_trained_whole_are_said_to_be_unknown(tmp_path: Path) -> None:
     given = config()
-    changed = config(**{section: given.to_dict()[section] | option})
+    changed = config(lora=given.to_dict()["lora"] | {"modules_to_save": ["lm_head"]})
     assert foreseeing.setting_of(given, LLAMA, ranks=1) is not None
     assert foreseeing.foresee(changed, base(tmp_path, LLAMA)).to_dict()["known"] is False
+
+
+def test_dropout_takes_more_memory_and_computing_again_takes_less(tmp_path: Path) -> None:
+    given = config()
+    drops = config(lora=given.to_dict()["lora"] | {"lora_dropout": 0.1})
+    again = config(training=given.to_dict()["training"] | {"gradient_checkpointing": True})
+    plain = takes(tmp_path, given)
+    assert takes(tmp_path, drops).memory.peak > plain.memory.peak
+    assert takes(tmp_path, again).memory.peak < plain.memory.peak
+    assert takes(tmp_path, again).seconds_a_step > plain.seconds_a_step
 
 
 def test_a_head_alone_is_foreseen_too(tmp_path: Path) -> None:
