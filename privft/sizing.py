@@ -28,12 +28,12 @@ On top the largest of four moments of a step:
 
 What a Llama layer keeps for its backward pass, a token (transformers' own modules, whose frozen
 matrices keep nothing, `training.products`): 4 D for each of two norms; b (H h + 2 G h) for queries,
-keys and values, b H h and 4 H for what attention gives; 3 b I for the gated product; what each
-trained A reads, in float32 (shared between matrices that read the same where b = 4); 4 r for each
-matrix; with dropout each A reads a copy of its own, and keeps a mask of a byte a number.  A BERT
-layer keeps b (D + 2 D) for two norms, 4 b D for attention and b I for GELU, and
-what A reads.  Layers below the first trained one keep nothing.  With checkpointing a layer keeps
-its input, b D, and one layer at a time the rest.
+keys and values, b H h and 4 H for what attention gives; 3 b I for the gated product; b for
+each number that a matrix with an adapter reads, once for matrices that read the same; 4 r for each
+matrix.  On a quantised base (bfloat16) each A keeps a float32 copy of its own instead, and so it
+does with dropout, with a mask of a byte a number.  A BERT layer keeps 2 b D for two norms, 4 b D
+and 4 H for attention, b I for GELU, and what A reads.  Layers below the first trained one keep
+nothing.  With checkpointing a layer keeps its input, b D, and one layer at a time the rest.
 
 Time a step, in seconds (`seconds`), from three rates that are measured where the plan is made:
     products    2 P_l forward and 2 P_l for the gradient of the input, a token and layer with P_l
@@ -176,14 +176,15 @@ def kept_by_layer(setting: Setting, layer: int) -> int:
     assert adapter is not None
     targets = setting.targets(layer)
     context, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
-    read: dict[str, int] = {}  # what trained A read, a float32 copy each unless it is one tensor
-    if not adapter.freeze_a:
-        for matrix in targets:
-            known = read.get(matrix.reads, 0)
-            read[matrix.reads] = matrix.inputs * 4 + (known if wide < 4 else 0)
-    if adapter.dropout:  # each has a thinned copy of its own, and a mask of one byte a number
-        each = 1 if adapter.freeze_a else 5
-        read = {matrix.name: each * matrix.inputs for matrix in targets}
+    read: dict[str, int] = {}  # by what is read, or by who reads it where each has a copy
+    for matrix in targets:
+        if adapter.dropout:
+            read[matrix.name] = (1 if adapter.freeze_a else 5) * matrix.inputs
+        elif setting.quantised is None or wide == 4:
+            read[matrix.reads] = wide * matrix.inputs
+        elif not adapter.freeze_a:
+            read[matrix.name] = 4 * matrix.inputs
+    read.pop("context", None)  # kept anyway
     attention = wide * (2 * context + 2 * keys) + 4 * shape.heads
     if shape.family == "llama":
         norms = 2 * 4 * (shape.hidden + 1)
@@ -191,8 +192,6 @@ def kept_by_layer(setting: Setting, layer: int) -> int:
     else:
         norms = 2 * wide * shape.hidden
         inner = wide * shape.intermediate
-    if wide == 4:  # what attention gives is kept anyway, and read as it is
-        read.pop("context", None)
     return norms + attention + inner + sum(read.values()) + 4 * adapter.rank * len(targets)
 
 

@@ -42,6 +42,7 @@ from privft.training.dropout import UnitDropout
 from privft.training.losses import Classifier, LanguageModel, TrainedModel, trained_parameters
 from privft.training.lowrank import lora_linear
 from privft.training.products import active, has_unit_gradients
+from privft.training.quantised import QuantisedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,12 @@ class _LoraLinear(PeftLinear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output, of the type of `x`."""
         products = active()
-        name = "default"
-        if products is None or not isinstance(self.lora_dropout[name], nn.Identity):
+        name, base = "default", self.get_base_layer()
+        drops = not isinstance(self.lora_dropout[name], nn.Identity)
+        if products is None or drops or isinstance(base, QuantisedLinear):
             whole: torch.Tensor = super().forward(x, *args, **kwargs)
             return whole
-        base, a, b = self.get_base_layer(), self.lora_A[name].weight, self.lora_B[name].weight
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
         return lora_linear(products, x, base.weight, base.bias, a, b, self.scaling[name])
 
 

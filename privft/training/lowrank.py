@@ -8,7 +8,8 @@ part of the narrow products, so that a layer costs little more than its wide pro
 are those of `products`, with the same guarantee about their bits; the gradients of A and B are
 recorded there, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
 
-`adapter` calls this for layers without dropout; all others go peft's way.
+`adapter` calls this for layers without dropout on a base that is not quantised; all others go
+peft's way.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
 }
 KINDS: tuple[Bits, ...] = ("8-bit", "4-bit")
-DTYPES = [torch.float32, torch.bfloat16]
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""Relative; the two bases take their sums in another order (`training.lowrank`)."""
 
 
 def plain(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -65,7 +66,7 @@ def trained(base: nn.Module) -> LanguageModel:
     return model
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("bits", KINDS)
 def test_the_gradients_of_units_are_those_on_the_base_that_is_stood_for(
     bits: Bits, dtype: torch.dtype
@@ -77,7 +78,9 @@ def test_the_gradients_of_units_are_those_on_the_base_that_is_stood_for(
     units = text_units([[12], [9]])
     found, expected = UnitGradients(ours)(units), UnitGradients(theirs)(units)
     assert all(bool(gradient.any()) for gradient in found.values())
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name, gradient in expected.items():
+        apart = float((found[name] - gradient).abs().max() / gradient.abs().max())
+        assert apart <= ROUNDING[dtype], name
 
 
 @pytest.mark.parametrize("bits", KINDS)
