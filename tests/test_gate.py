@@ -301,7 +301,7 @@ class World:
             return {}
 
         patch.setattr(running, "resume", resume)
-        patch.setattr(running, "stored_plan", lambda *_: (Plan(), None))
+        patch.setattr(running, "stored_plan", lambda *_, **__: (Plan(), None))
         patch.setattr(data, "policy_of", lambda *_: None)
         patch.setattr(planning, "check_approved", lambda *_, **__: [])
         patch.setattr(auditing, "audit", audit)
