@@ -24,11 +24,10 @@ what people know keeps its meaning.  What is theirs but has no meaning here (`nu
 
 Everything here is public: the file and its digest go into the plan and the report.  Nothing is
 inferred from records, so label names, lengths and the number of units stand here in so many words
-(DESIGN.md, invariant 8).  `performance:` changes how fast a run is, never what it costs.
+(DESIGN.md, invariant 8).  `performance:` and `ranks:` (`wire`) never change what a run costs.
 
 Delta.  `delta: auto` (the default) is 1/declared_units**1.1, rounded down to one significant digit:
-always below 1/declared_units, the largest value that means anything, and a number that a person can
-say aloud.  3000 units give 1e-4.
+below 1/declared_units, the largest value that means anything.  3000 units give 1e-4.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from privft.budget.mechanism import Event
 from privft.instead import INSTEAD
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
+from privft.wire import RanksConfig
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("smollm2-135m-instruct", "all-minilm-l6-v2")
@@ -317,6 +317,7 @@ class RunConfig(Strict):
     privacy: PrivacyConfig
     training: TrainingConfig = TrainingConfig()
     performance: PerformanceConfig = PerformanceConfig()
+    ranks: RanksConfig = RanksConfig()
     audit: AuditConfig = AuditConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

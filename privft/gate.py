@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from privft.budget.entries import format_time, parse_time
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
-from privft.budget.signed import check_waiver, waiver_message
-from privft.errors import AuditFailed, IntegrityError, OrderError, UsageError
+from privft.budget.signed import check_waiver
+from privft.errors import AuditFailed, OrderError
 from privft.signing import Identity
 from privft.workspace import Workspace
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
     from privft.stages.sweeping import SweepPrice
+    from privft.training.ranks import Ranks
     from privft.vault.keys import KeyOpener
 
 State = Literal[
@@ -210,6 +211,7 @@ def train(
     actor: Identity,
     opener: KeyOpener,
     watch: Watch,
+    ranks: Ranks,
 ) -> str:
     """Reserve and train; the run's id.  The plan must be fresh, allowed and approved."""
     from privft.stages import running
@@ -224,6 +226,26 @@ def train(
         opener=opener,
         config_folder=config_folder,
         watch=watch,
+        ranks=ranks,
+    )
+
+
+def follow(
+    workspace: Workspace,
+    ledger: Ledger,
+    the_plan: Plan,
+    *,
+    config_folder: Path | None,
+    actor: Identity,
+    opener: KeyOpener,
+    ranks: Ranks,
+) -> None:
+    """Lend a hand to a run that rank 0 of `ranks` trains or resumes, and that it answers for."""
+    from privft.stages import ranked
+
+    _may_operate(ledger, actor)
+    ranked.follow(
+        workspace, ledger, the_plan, opener=opener, config_folder=config_folder, ranks=ranks
     )
 
 
@@ -251,12 +273,13 @@ def resume(
     actor: Identity,
     opener: KeyOpener,
     watch: Watch,
+    ranks: Ranks,
 ) -> None:
     """Go on with a run that was stopped in the middle."""
     from privft.stages import running
 
     check_open(ledger, run, "resume", actor=actor)
-    running.resume(workspace, ledger, run, actor=actor, opener=opener, watch=watch)
+    running.resume(workspace, ledger, run, actor=actor, opener=opener, watch=watch, ranks=ranks)
 
 
 def close(workspace: Workspace, ledger: Ledger, run: str, *, actor: Identity, reason: str) -> None:
@@ -318,33 +341,11 @@ def waiver(
     ledger: Ledger, run: str, *, people: Sequence[Identity], reason: str, expires: str
 ) -> dict[str, Any]:
     """The body of the waiver that these people sign; raises where it would not hold."""
+    from privft.stages import waiving
+
     now = _now()
     require(ledger.run(run), "waive", now=now)
-    if len({person.public.ed25519 for person in people}) < 2:
-        raise UsageError(f"a waiver needs two people, got {len(people)}", hint="--key twice")
-    if not reason.strip():
-        raise UsageError("a waiver needs a reason", hint="--reason TEXT")
-    try:
-        in_time = parse_time(expires) > parse_time(now)
-    except IntegrityError as error:
-        raise UsageError(error.message, hint="--until 2027-01-31T00:00:00Z") from None
-    if not in_time:
-        raise UsageError(f"expected an expiry after {now}, got {expires}")
-    audited = ledger.entries(kind="run-audited", run=run)[-1]
-    message = waiver_message(
-        run, statement_sha256=audited.body["statement_sha256"], reason=reason, expires=expires
-    )
-    signatures = []
-    for person in people:
-        ledger.keyring().may_with(person.public, "approver", now)
-        signatures.append(
-            {
-                "name": person.name,
-                "keyid": person.signing.public.keyid,
-                "signature": person.signing.sign(message).hex(),
-            }
-        )
-    return {"run": run, "reason": reason, "expires": expires, "signatures": signatures}
+    return waiving.signed(ledger, run, people=people, reason=reason, expires=expires, now=now)
 
 
 def check_standing_waiver(ledger: Ledger, run: str, *, now: str) -> None:

@@ -12,7 +12,9 @@
 
 An audit hook cannot be taken off again, which is the point.  It binds Python code, not a native
 library that opens a socket by itself; tests run the whole path under strace and in a network
-namespace for that.
+namespace for that.  So there is no exception in it for a run on several ranks: torch's process
+groups are native, and `stages.launching` binds them to the loopback device or to the interface and
+the rendezvous that the operator named, which the same tests watch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import socket
 import sys
 import warnings
@@ -27,6 +30,7 @@ from typing import Any
 
 from privft.errors import PrivftError
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _CAP_IPC_LOCK = 14
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
@@ -91,6 +95,14 @@ def _status(name: str) -> str:
     except FileNotFoundError:
         lines = {}
     return lines.get(name, "0").strip()
+
+
+def die_with(parent: int) -> None:
+    """Have the system kill this process when the one that started it, `parent`, ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def lock_down() -> None:

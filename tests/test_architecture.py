@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, int]] = [
     ("privft.keyring", 1),
     ("privft.plan", 1),
     ("privft.sweep", 1),
+    ("privft.wire", 1),
     ("privft.modelshape", 1),
     ("privft.sizing", 1),
     ("privft.budget.mechanism", 1),

@@ -268,7 +268,7 @@ class World:
         self._stub(ledger, run, outcome, patch)
         common: dict[str, Any] = {"actor": ADA, "opener": None}
         if action == "resume":
-            gate.resume(None, ledger, run, **common, watch=None)  # type: ignore[arg-type]
+            gate.resume(None, ledger, run, **common, watch=None, ranks=None)  # type: ignore[arg-type]
         elif action == "close":
             gate.close(self.workspace, ledger, run, actor=ADA, reason="given up")
         elif action == "audit":
@@ -478,6 +478,7 @@ def test_training_starts_after_the_plan_is_found_whole_fresh_and_approved(
                 actor=ADA,
                 opener=None,  # type: ignore[arg-type]
                 watch=None,  # type: ignore[arg-type]
+                ranks=None,  # type: ignore[arg-type]
             )
 
     if fails_at is None:

@@ -90,7 +90,7 @@ class Bench:
         return ids, mask, labels
 
 
-class _Given:
+class Given:
     """Units that are all in the step."""
 
     def __init__(self, records: list[UnitExamples]) -> None:
@@ -110,7 +110,7 @@ def privft_step(model: LanguageModel, *, token_budget: int) -> Step:
         torch.use_deterministic_algorithms(True)  # as in every run of privft, and in no rival
         train(
             model,
-            units=_Given(given.records),
+            units=Given(given.records),
             canaries=[],
             mechanism=Mechanism(
                 unit="record",

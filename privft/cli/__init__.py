@@ -15,7 +15,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("policy", "Run configurations: schema, validate."),
     "plan": ("runs", "Price a run, or a sweep of runs, in epsilon before any record is opened."),
     "approve": ("runs", "Sign a plan, so that it may be trained."),
-    "train": ("runs", "Train what was planned; --resume goes on after a crash."),
+    "train": ("train", "Train what was planned; --resume goes on after a crash."),
     "runs": ("runs", "Runs of this workspace: list, show, close."),
     "audit": ("release", "Attack a trained run and write its signed report."),
     "waive": ("release", "Two people take a failed audit on themselves."),
@@ -82,38 +82,41 @@ class _LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run; turns every error into a line, a hint and an exit code."""
+        """Run, and exit with the code that it came to."""
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
-        try:
-            super().main(args, prog_name, standalone_mode=False, **extra)
-            code = 0
-        except click.exceptions.Exit as done:
-            code = done.exit_code
-        except click.ClickException as error:
-            error.show()
-            code = error.exit_code
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
-            code = 130
-        except PrivftError as error:
-            tell_error(error)
-            code = error.exit_code
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        except OSError as error:
-            what = error.strerror or type(error).__name__
-            click.echo(f"error: {what}: {error.filename or 'no file named'}", err=True)
-            click.echo(
-                "hint: nothing was lost; free space or mend access, then try again", err=True
-            )
-            code = 1
-        except Exception as error:
-            click.echo(f"error: unforeseen {type(error).__name__} at {_place(error)}", err=True)
-            click.echo("hint: please report this line; it holds nothing of your data", err=True)
-            code = 1
-        sys.exit(code)
+        command = super().main
+        sys.exit(exit_code_of(lambda: command(args, prog_name, standalone_mode=False, **extra)))
+
+
+def exit_code_of(action: Callable[[], Any]) -> int:
+    """Do it; every error becomes a line, a hint and an exit code."""
+    try:
+        action()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    except PrivftError as error:
+        tell_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        click.echo(f"error: {what}: {error.filename or 'no file named'}", err=True)
+        click.echo("hint: nothing was lost; free space or mend access, then try again", err=True)
+        return 1
+    except Exception as error:
+        click.echo(f"error: unforeseen {type(error).__name__} at {_place(error)}", err=True)
+        click.echo("hint: please report this line; it holds nothing of your data", err=True)
+        return 1
+    return 0
 
 
 def tell_error(error: PrivftError) -> None:

@@ -10,7 +10,6 @@ import click
 
 from privft import gate
 from privft.cli import foresight
-from privft.cli.runs import watching
 from privft.cli.session import (
     FILE,
     FOLDER,
@@ -25,6 +24,7 @@ from privft.cli.session import (
     session,
     table,
 )
+from privft.cli.train import watching
 from privft.errors import AuditFailed, PolicyRefused
 from privft.report.findings import AuditFacts
 from privft.report.notices import secrets

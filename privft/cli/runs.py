@@ -1,13 +1,10 @@
-"""privft plan, approve, train, runs: from a config to a settled run."""
+"""privft plan, approve, runs: what is to be trained, and what was."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +19,6 @@ from privft.cli.session import (
     acting,
     dry_run,
     json_option,
-    opening,
     print_json,
     say,
     say_all,
@@ -38,7 +34,6 @@ from privft.workspace import write_private
 if TYPE_CHECKING:
     from privft.stages.foreseeing import Foreseen
     from privft.stages.planning import Priced
-    from privft.stages.running import Watch
 
 
 def read_plan(path: Path) -> Plan:
@@ -180,130 +175,6 @@ def approve_command(ctx: click.Context, plan_file: Path, who: Acting, dry_run: b
         gate.approve(ledger, plan, approver=approver)
     say(f"{approver.name} approved plan {plan.digest[:16]}")
     say(f"next: privft train {plan_file}")
-
-
-@contextmanager
-def watching(steps: int, epsilon: float, *, private: bool) -> Iterator[Watch]:
-    """Progress on stderr: a bar with the epsilon that is charged; private numbers on request."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from privft.stages.running import Watch
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
-    task = bar.add_task("training", total=steps, note=f"epsilon {epsilon:.2f} reserved")
-
-    started = time.monotonic()
-
-    def step(report: Any) -> None:
-        if not console.is_terminal:
-            seconds = time.monotonic() - started
-            console.print(f"- step {report.step} of {steps}, {seconds:.0f} s")
-            return
-        if not bar.live.is_started:
-            bar.start()
-        note = f"epsilon {epsilon:.2f} reserved"
-        if private:
-            note += f"; {report.sampled_units} units, {report.tokens} tokens (private)"
-        bar.update(task, completed=report.step, note=note)
-
-    try:
-        yield Watch(say=lambda line: console.print(f"- {line}"), step=step)
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
-@click.command("train")
-@click.argument("plan_file", metavar="PLAN", type=FILE, required=False)
-@click.option("--resume", "run", metavar="RUN", help="Go on with a run that was stopped.")
-@click.option(
-    "--config-folder",
-    type=FOLDER,
-    help="What paths in the config are relative to; by default the plan's folder.",
-)
-@click.option("--show-private", is_flag=True, help="Batch sizes, where the policy allows it.")
-@json_option
-@opening
-@dry_run
-@click.pass_context
-def train_command(
-    ctx: click.Context,
-    plan_file: Path | None,
-    run: str | None,
-    config_folder: Path | None,
-    show_private: bool,
-    as_json: bool,
-    who: Acting,
-    dry_run: bool,
-) -> None:
-    """Train what was planned; --resume goes on after a crash."""
-    if (plan_file is None) == (run is None):
-        raise UsageError("expected a plan, or --resume RUN, and not both")
-    opened = session(ctx)
-    actor = opened.identity(who)
-    if run is not None:
-        with opened.ledger() as ledger:
-            by = None if dry_run else actor
-            plan = gate.plan_of(opened.workspace, ledger, run, by)
-    else:
-        assert plan_file is not None
-        plan = read_plan(plan_file)
-    if dry_run:
-        with opened.ledger() as ledger:
-            if run is not None:
-                say_all(foresight.of_resume(ledger, plan, run, actor=actor))
-                return
-            assert plan_file is not None
-            folder = config_folder or plan_file.parent
-            say_all(
-                foresight.of_train(
-                    opened.workspace, ledger, plan, actor=actor, config_folder=folder
-                )
-            )
-        return
-    private = show_private and bool(plan.policy["may_show_private_metrics"]["value"])
-    if show_private and not private:
-        say(f"policy {plan.policy['name']!r} does not show private numbers; they stay hidden")
-    epsilon = float(plan.cost["epsilon_pld"])
-    with (
-        opened.ledger() as ledger,
-        watching(plan.the_mechanism().steps, epsilon, private=private) as watch,
-    ):
-        opener = opened.opener(who)
-        if run is not None:
-            gate.resume(opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch)
-        else:
-            assert plan_file is not None
-            run = gate.train(
-                opened.workspace,
-                ledger,
-                plan,
-                config_folder=config_folder or plan_file.parent,
-                actor=actor,
-                opener=opener,
-                watch=watch,
-            )
-    if as_json:
-        print_json({"run": run, "state": "trained", "epsilon": epsilon, "delta": plan.delta})
-    say(f"run {run} is trained and sealed; it cost epsilon {epsilon:.2f} at delta {plan.delta:g}")
-    say(f"next: privft audit {run}")
 
 
 @click.group("runs")

@@ -43,6 +43,11 @@ class Acting:
     token: str | None = None
     pin_fd: int | None = None
 
+    @property
+    def by_passphrase(self) -> bool:
+        """Whether a passphrase opens the vault."""
+        return self.passphrase_fd is not None or self.ask_passphrase
+
 
 def acting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say who acts; the command gets them as `who`."""
@@ -154,16 +159,25 @@ class Session:
     def opener(self, who: Acting) -> KeyOpener:
         """What opens the vault: a passphrase, a service or a token where one is given, else the
         person's key."""
-        by_passphrase = who.passphrase_fd is not None or who.ask_passphrase
-        if sum((by_passphrase, who.service is not None, who.token is not None)) > 1:
+        return self.opener_with(who, self.opening_secret(who))
+
+    def opening_secret(self, who: Acting) -> bytes | None:
+        """The passphrase or the token's PIN, where the vault is opened with one."""
+        if sum((who.by_passphrase, who.service is not None, who.token is not None)) > 1:
             raise UsageError("more than one way to open the vault", hint="give one of them")
-        if by_passphrase:
-            return passphrase_opener(self.passphrase(who.passphrase_fd))
+        if who.by_passphrase:
+            return self.passphrase(who.passphrase_fd)
+        return None if who.token is None else self._pin(who.token, who.pin_fd)
+
+    def opener_with(self, who: Acting, secret: bytes | None) -> KeyOpener:
+        """`opener`, with what `opening_secret` gave."""
         if who.service is not None:
             return service_opener(exec_service(who.service))
+        if secret is None:
+            return opener_of(self.identity(who))
         if who.token is not None:
-            return service_opener(self.token(who.token, who.pin_fd))
-        return opener_of(self.identity(who))
+            return service_opener(_token_service(who.token, secret))
+        return passphrase_opener(secret)
 
     def passphrase(self, descriptor: int | None, *, twice: bool = False) -> bytes:
         """A passphrase from a file descriptor or a prompt, never from argv or environment."""
@@ -188,9 +202,10 @@ class Session:
 
     def token(self, uri: str, pin_fd: int | None) -> TokenService:
         """The key on a token, with the PIN from a file descriptor or a prompt."""
-        place = parse_uri(uri)
-        pin = self._secret(f"PIN of token {place.token}", pin_fd, "--pin-fd N")
-        return TokenService(module=place.module, token=place.token, key=place.key, pin=pin)
+        return _token_service(uri, self._pin(uri, pin_fd))
+
+    def _pin(self, uri: str, pin_fd: int | None) -> bytes:
+        return self._secret(f"PIN of token {parse_uri(uri).token}", pin_fd, "--pin-fd N")
 
     def _secret(
         self, what: str, descriptor: int | None, option: str, *, twice: bool = False
@@ -209,6 +224,11 @@ class Session:
         if twice and getpass.getpass("again: ") != given:
             raise UsageError(f"the two {what}s differ", hint="try again")
         return given.encode()
+
+
+def _token_service(uri: str, pin: bytes) -> TokenService:
+    place = parse_uri(uri)
+    return TokenService(module=place.module, token=place.token, key=place.key, pin=pin)
 
 
 def ledger_password(ctx: click.Context) -> str | None:

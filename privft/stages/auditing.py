@@ -49,6 +49,7 @@ from privft.stages.modelling import (
     shape_of,
 )
 from privft.stages.published import published_values
+from privft.stages.ranked import trained_on_ranks
 from privft.stages.reporting import write_report
 from privft.stages.retention import PRIVATE
 from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
@@ -149,6 +150,7 @@ def audit(
             ]
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)
+        trained_on = trained_on_ranks(sealed)
     watch.say("holding the accountants against published values")
     with meter.part("published values"):
         reference = published_values(workspace.cache)
@@ -166,6 +168,7 @@ def audit(
             reference=reference,
             versions=_versions(),
             machine={"python": platform.python_version(), "machine": platform.machine()},
+            trained_on=trained_on,
             audited=format_time(datetime.now(UTC)),
         )
         stated = statement.build(body)

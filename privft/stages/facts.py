@@ -39,9 +39,11 @@ def gather(
     reference: Mapping[str, Any],
     versions: Mapping[str, str],
     machine: Mapping[str, str],
+    trained_on: Sequence[Mapping[str, int]],
     audited: str,
 ) -> dict[str, Any]:
-    """The fields of `report.facts.Facts`, without `renderer`.  audited: now, as ISO time."""
+    """The fields of `report.facts.Facts`, without `renderer`.  audited: now, as ISO time;
+    trained_on: numbers of ranks and hosts, where it was not one process."""
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     (settled,) = ledger.entries(kind="run-settled", run=run)
     config = plan.the_config()
@@ -108,7 +110,7 @@ def gather(
         "audit": result.facts(),
         "utility": utility,
         "waivers": [],
-        "limits": _limits(plan),
+        "limits": _limits(plan, trained_on),
     }
 
 
@@ -128,7 +130,7 @@ def _ledger_facts(ledger: Ledger, run: str, plan: Plan, events: Sequence[Event])
     }
 
 
-def _limits(plan: Plan) -> list[str]:
+def _limits(plan: Plan, trained_on: Sequence[Mapping[str, int]]) -> list[str]:
     limits = [
         "The guarantee is for the numbers above, given that units were assigned rightly: records "
         "of one person filed under two ids are protected as two people.",
@@ -138,6 +140,23 @@ def _limits(plan: Plan) -> list[str]:
         "change none of its bits; where the self-checks found a difference all the same, it is not "
         "part of the proved sensitivity.",
     ]
+    limits += [_wire(plan, **each) for each in trained_on]
     if plan.config["synthetic"]:
         limits.append("All records of this run are made up; nothing here describes a person.")
     return limits
+
+
+def _wire(plan: Plan, *, ranks: int, hosts: int) -> str:
+    """Where sums without noise went, and what stood guard there."""
+    if hosts == 1:
+        return (
+            f"{ranks} processes on one host trained this run; sums of clipped gradients crossed "
+            "its loopback device before noise was added, and whoever can read that is outside of "
+            "the guarantee."
+        )
+    return (
+        f"{ranks} processes on {hosts} hosts trained this run; sums of clipped gradients crossed "
+        "the link between them before noise was added. Whoever can read or change what it carries "
+        "is outside of the guarantee. The operator states that it is protected by: "
+        f"{plan.config['ranks']['link']['protected_by']}."
+    )

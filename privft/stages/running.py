@@ -19,13 +19,12 @@ closed and charged whole, because the same noise on two different sums would can
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from privft.audit.attacks import Claim, claim_of
 from privft.audit.canaries import Canary, make_canaries, sample_texts
@@ -50,10 +49,11 @@ from privft.stages.modelling import (
     shape_of,
 )
 from privft.stages.planning import check_fresh
-from privft.stages.sealedrun import SealedRun, forget_secrets
+from privft.stages.ranked import hand_over, step_context
+from privft.stages.sealedrun import SealedRun, config_folder_of, forget_secrets
 from privft.training import adapter
-from privft.training.checkpoint import platform_facts
 from privft.training.loop import StepReport, train
+from privft.training.ranks import ALONE, Ranks
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
@@ -77,8 +77,9 @@ def start(
     opener: KeyOpener,
     config_folder: Path,
     watch: Watch,
+    ranks: Ranks = ALONE,
 ) -> str:
-    """Reserve and train; the id of the settled run."""
+    """Reserve and train, as rank 0 of `ranks`; the id of the settled run."""
     config = plan.the_config()
     base = find_base(config, relative_to=config_folder)
     check_base(base, plan.model)
@@ -119,7 +120,7 @@ def start(
         sealed.seal("canaries", fresh_secret())
         sealed.seal("selfcheck", json.dumps([c.to_dict() for c in checks]).encode())
         sealed.seal("secret", fresh_secret())  # last: with it the run can be gone on with
-        _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=None, watch=watch)
+        _train_and_settle(ledger, plan, sealed, workbench, actor=actor, watch=watch, ranks=ranks)
     return run
 
 
@@ -131,6 +132,7 @@ def resume(
     actor: Identity,
     opener: KeyOpener,
     watch: Watch,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Go on with a reserved run after a crash, or close it where that cannot be done."""
     folder = workspace.run_path(run)
@@ -150,7 +152,9 @@ def resume(
         workbench = Workbench.of(plan.the_config(), base)
         state = sealed.unseal("checkpoint") if sealed.has("checkpoint") else None
         watch.say("going on from the newest checkpoint" if state else "starting over, same secret")
-        _train_and_settle(ledger, plan, sealed, workbench, actor=actor, resume=state, watch=watch)
+        _train_and_settle(
+            ledger, plan, sealed, workbench, actor=actor, watch=watch, ranks=ranks, resume=state
+        )
 
 
 def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: str) -> NoReturn:
@@ -178,7 +182,7 @@ def stored_plan(
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     try:
         plan = parse_plan((folder / "plan.json").read_bytes())
-        place = json.loads((folder / "place.json").read_bytes())
+        place = config_folder_of(folder)
         if plan.digest != reserved.body["plan_sha256"]:
             raise IntegrityError(
                 f"{folder / 'plan.json'} is not the plan that run {run} was reserved for"
@@ -193,7 +197,7 @@ def stored_plan(
             raise
         reason = "its plan is not the one that it was reserved for"
         close(ledger, run, folder=folder, actor=by, reason=reason)
-    return plan, Path(place["config_folder"])
+    return plan, place
 
 
 def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Canary]:
@@ -204,7 +208,9 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
     """
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(sealed.unseal("canaries"))
-    canaries = _canaries(plan, suite, streams, workbench, sealed.vault, _place(sealed.folder))
+    canaries = _canaries(
+        plan, suite, streams, workbench, sealed.vault, config_folder_of(sealed.folder)
+    )
     rows = [[canary.kind, canary.unit, canary.included] for canary in canaries]
     digest = sha256_hex(json.dumps(rows, sort_keys=True).encode()).encode()
     if not sealed.has("canaries-digest"):
@@ -215,11 +221,6 @@ def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Can
             hint="use the version of privft that trained the run, and the same evaluation file",
         )
     return canaries
-
-
-def _place(folder: Path) -> Path:
-    """The folder that paths in a run's config are relative to."""
-    return Path(json.loads((folder / "place.json").read_bytes())["config_folder"])
 
 
 def _canaries(
@@ -315,16 +316,6 @@ def _rehearse(plan: Plan, vault: Vault, workbench: Workbench, config_folder: Pat
         workbench.encode(canary.unit)
 
 
-def _context(plan: Plan, workbench: Workbench) -> dict[str, Any]:
-    """What must be equal for a step to be the same step."""
-    return {
-        "plan": plan.digest,
-        "manifest": plan.manifest_root,
-        "performance": dataclasses.asdict(workbench.performance()),
-        "platform": platform_facts(),
-    }
-
-
 def _train_and_settle(
     ledger: Ledger,
     plan: Plan,
@@ -332,13 +323,17 @@ def _train_and_settle(
     workbench: Workbench,
     *,
     actor: Identity,
-    resume: bytes | None,
     watch: Watch,
+    ranks: Ranks,
+    resume: bytes | None = None,
 ) -> None:
     run, mechanism = sealed.run, plan.the_mechanism()
+    secret = sealed.unseal("secret")
+    included = [canary for canary in canaries_of(plan, sealed, workbench) if canary.included]
+    canaries = [workbench.encode(canary.unit) for canary in included]
+    hand_over(ranks, sealed, plan, secret=secret, canaries=canaries, state=resume)
     model = workbench.fresh()
     untrained = adapter.trained_snapshot(model)
-    included = [canary for canary in canaries_of(plan, sealed, workbench) if canary.included]
 
     def journal(step: int, digest: str) -> None:
         try:
@@ -350,17 +345,18 @@ def _train_and_settle(
     train(
         model,
         units=VaultUnits(sealed.vault, workbench),
-        canaries=[workbench.encode(canary.unit) for canary in included],
+        canaries=canaries,
         mechanism=mechanism,
         max_records_per_unit=plan.max_records_per_unit,
         optimisation=workbench.optimisation(),
         performance=workbench.performance(),
-        streams=KeyedStreams(sealed.unseal("secret")),
-        context=_context(plan, workbench),
+        streams=KeyedStreams(secret),
+        context=step_context(plan, workbench, ranks),
         journal=journal,
         save=lambda state: sealed.seal("checkpoint", state),
         resume=resume,
         tell=watch.step,
+        ranks=ranks,
     )
     if not adapter.has_moved(model, untrained):
         reason = "the adapter did not move"
@@ -369,7 +365,7 @@ def _train_and_settle(
     sealed.seal_adapter(files)
     if workbench.config.evaluation.held_out is not None:
         watch.say("measuring the units that are set aside; what is kept of it is noised")
-        seal_score(sealed, workbench, files, context=_context(plan, workbench))
+        seal_score(sealed, workbench, files, context=step_context(plan, workbench, ranks))
     _settle(ledger, run, mechanism, files, actor=actor)
     forget_secrets(sealed.folder)
 

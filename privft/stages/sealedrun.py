@@ -2,11 +2,13 @@
 
     runs/RUN/
       plan.json               the plan, as approved (public)
+      place.json              what paths in its config are relative to
       secret.sealed           the run secret; gone at settlement
       checkpoint.sealed       the newest training state; gone at settlement
       run-key.sealed          the Ed25519 seed that signs the statement
       canaries.sealed         the secret that the canaries' coins and texts are made from
       selfcheck.sealed        what the checks before the first step found (JSON)
+      ranks.sealed            on how many processes and hosts it was trained (JSON); if on several
       adapter/NAME.sealed     what was trained
       score.sealed            the noised score on held-out units, if one was asked for (JSON)
       audit-private.sealed    findings on real units, for the enclave's eyes (JSON)
@@ -14,11 +16,13 @@
 
 Sealed means FLOE under a key of its own, HKDF of the vault's secret with the purpose
 "run/<run>/<name>", AAD "privft-run-v1/<run>/<name>".  So only a recipient of the vault opens them,
-rotation does not lose them, and no file can stand in for another.
+rotation does not lose them, and no file can stand in for another.  What rank 0 tells the other
+ranks of a run travels in the same form (`stages.ranked`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +46,11 @@ def forget_secrets(folder: Path) -> None:
         sync_folder(folder)
 
 
+def config_folder_of(folder: Path) -> Path:
+    """The folder that paths in the config of the run in `folder` are relative to."""
+    return Path(json.loads((folder / "place.json").read_bytes())["config_folder"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class SealedRun:
     """One run's folder, with the vault that holds its keys."""
@@ -61,16 +70,23 @@ class SealedRun:
 
     def seal(self, name: str, plaintext: bytes) -> None:
         """Write one sealed file, durably; replaces an older one whole."""
+        write_private(self._path(name), self.sealed(name, plaintext))
+
+    def sealed(self, name: str, plaintext: bytes) -> bytes:
+        """What `seal` would write."""
         key, aad = self._context(name)
-        write_private(self._path(name), floe.seal(key, plaintext, aad, segment_bytes=SEGMENT_BYTES))
+        return floe.seal(key, plaintext, aad, segment_bytes=SEGMENT_BYTES)
 
     def unseal(self, name: str) -> bytes:
         """The content of a sealed file; `OrderError` when there is none."""
-        key, aad = self._context(name)
         try:
-            sealed = self._path(name).read_bytes()
+            return self.opened(name, self._path(name).read_bytes())
         except FileNotFoundError as error:
             raise OrderError(f"run {self.run} has no {name}") from error
+
+    def opened(self, name: str, sealed: bytes) -> bytes:
+        """The inverse of `sealed`; `IntegrityError` for anything else."""
+        key, aad = self._context(name)
         try:
             return floe.unseal(key, sealed, aad)
         except IntegrityError as error:

@@ -17,6 +17,7 @@
     adaptive   the clip norm that follows a quantile, and the noise on its count
     optimiser  what becomes of a noisy gradient, and what each option does under noise
     loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
+    ranks      several processes with one run between them: shares, sums, agreement
     checkpoint state as sealed bytes and as a digest
     scoring    losses of units without gradients, for audits and evaluation
 

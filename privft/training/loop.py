@@ -3,7 +3,7 @@
     for each of mechanism.steps:
         journal the digest of the state                 durable before any noise is drawn
         sample units                                     Poisson, each by its own coin
-        per microbatch: unit gradients, clip, sum        float64
+        per microbatch: unit gradients, clip, sum        float64; over all ranks, if there are more
         add noise once                                   noise_multiplier * clip_norm
         divide by the expected batch size                never by the realised one
         optimiser step
@@ -37,6 +37,7 @@ from privft.training.examples import UnitExamples, choose_records, microbatches
 from privft.training.losses import TrainedModel
 from privft.training.noise import add_noise
 from privft.training.optimiser import Optimisation, make_optimizer, set_step
+from privft.training.ranks import ALONE, Ranks
 from privft.training.sampling import poisson_sample
 
 
@@ -130,6 +131,7 @@ def train(
     save: Callable[[bytes], None],
     resume: bytes | None = None,
     tell: Callable[[StepReport], None] = lambda report: None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train `model` in place.
 
@@ -139,6 +141,8 @@ def train(
     journal: called with (step, digest) before the step's noise is drawn; must be durable on
         return, and must raise if that step was journalled with another digest.
     save: called with sealed-to-be state every `performance.checkpoint_every` steps.
+    ranks: the processes that share the work; all call this with the same arguments, but `journal`
+        and `save` do something on rank 0 alone.
 
     Guarantees: (epsilon, delta) of `mechanism.event()` for one unit among `units`, for an
     observer of the final parameters and of all intermediate ones.
@@ -155,6 +159,7 @@ def train(
             parameters, optimizer, step=step, clip_norm=clip_norm, context=context
         )
         journal(step, digest)
+        ranks.agree(step, digest)  # no rank passes before the intent is durable
 
         sampled = _sample(units, canaries, now, streams, step)
         sampled = [
@@ -163,12 +168,13 @@ def train(
         ]
         sums = clipped_sum(
             gradients_of.at(streams, step),
-            sampled,
+            ranks.share(sampled),
             clip_norm=clip_norm,
             token_budget=performance.token_budget,
             clipping=now.clipping,
             grid=grid_for(now, gradients_of),
         )
+        ranks.add_up(sums)
         if now.clipping == "adaptive":
             clip_norm = next_clip_norm(
                 clip_norm,

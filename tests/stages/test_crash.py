@@ -26,7 +26,7 @@ import torch
 
 from privft import gate
 from privft.signing import canonical_json, sha256_hex
-from privft.stages import running
+from privft.stages import ranked
 from privft.stages.sealedrun import forget_secrets
 from privft.training.checkpoint import platform_facts
 from tests.stages import killed
@@ -390,7 +390,7 @@ def test_another_platform_on_resume_closes_the_run(
 ) -> None:
     world = undisturbed.world.copied(tmp_path / "world")
     run = in_the_middle(world, undisturbed)
-    monkeypatch.setattr(running, "platform_facts", lambda: platform_facts() | {fact: value})
+    monkeypatch.setattr(ranked, "platform_facts", lambda: platform_facts() | {fact: value})
     reason = f"step 2 of run {run} was recorded with another digest"
     is_closed_whole(world, undisturbed, run, reason)
 
