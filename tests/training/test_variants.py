@@ -141,8 +141,7 @@ def test_opacus_finds_the_same_gradients_with_the_same_masks(
 
 OPTIONS: dict[str, tuple[list[str] | None, float, bool]] = {
     "plain": (None, 0.0, False),
-    "dropout": (None, 0.3, False),
-    "computed again": (None, 0.3, True),
+    "dropout, computed again": (None, 0.3, True),
 }
 SAME_BUCKET = [[60], [59, 64], [62], [64, 57, 60], [61]]
 COMPANIES = [[0, 1], [3, 0], [2, 4, 0, 1, 3], [0, 0, 0, 0], [4, 3, 2, 1, 0]]
