@@ -367,20 +367,31 @@ DEVICE_BYTES = 80e9
 RANKS = (1, 2, 4, 8, 16)
 
 
+KINDS: tuple[tuple[str, str | None, bool], ...] = (
+    ("bf16", None, False),
+    ("bf16, computed again", None, True),
+    ("8-bit, computed again", "8-bit", True),
+    ("4-bit, computed again", "4-bit", True),
+)
+"""What stands in the table, how the base is quantised, whether activations are computed again."""
+
+
 def devices_table() -> str:
     """Gigabytes a device for large models, as a table in Markdown; reckoned, never measured."""
     from privft.modelshape import shape_of
     from privft.sizing import AdapterShape, Microbatch, Setting, memory
 
     lines = [
-        "| GB a device, reckoned | base | " + " | ".join(f"{n} ranks" for n in RANKS) + " |",
+        "| GB a device, reckoned | base, activations | "
+        + " | ".join(f"{n} rank{'s' * (n > 1)}" for n in RANKS)
+        + " |",
         "|---|---|" + "---|" * len(RANKS),
     ]
-    batch = Microbatch(units=2, rows=2, length=1024, labels=1023)
+    batch = Microbatch(units=1, rows=1, length=1024, labels=1023)
     for name, facts in LARGE.items():
         shape = shape_of(facts)
         assert shape is not None
-        for words, quantised in (("bf16", None), ("8-bit", "8-bit"), ("4-bit", "4-bit")):
+        for words, quantised, again in KINDS:
             cells = []
             for ranks in RANKS:
                 setting = Setting(
@@ -390,9 +401,11 @@ def devices_table() -> str:
                     ranks=ranks,
                     sharded=ranks > 1,
                     quantised=quantised,  # type: ignore[arg-type]
+                    checkpointing=again,
                 )
                 peak = memory(setting, batch).peak
-                cells.append(f"{peak / 1e9:.0f}" + ("" if peak <= DEVICE_BYTES else " (too much)"))
+                fits = peak <= DEVICE_BYTES
+                cells.append(f"{peak / 1e9:.0f}" if fits else f"~~{peak / 1e9:.0f}~~")
             lines.append(f"| {name} | {words} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -34,3 +34,6 @@ class RanksConfig(Strict):
     """Needed for more than one host."""
     timeout_s: Annotated[int, Field(ge=1, le=86400)] = 600
     """How long a rank waits for another before the run stops: longer than the slowest step."""
+    shard_base: bool = False
+    """Each rank keeps one part of the frozen base and gathers a layer when it runs (FSDP2): less
+    memory for more messages, and the same bits."""

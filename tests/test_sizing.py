@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +191,17 @@ def test_the_fullest_microbatches_keep_to_the_budget_and_never_split_a_unit() ->
 def test_the_pure_modules_load_nothing_heavy() -> None:
     for module in (modelshape, sizing):
         assert "torch" not in vars(module)
+
+
+def test_the_table_of_large_models_in_the_readme_is_the_reckoned_one() -> None:
+    root = Path(__file__).resolve().parent.parent
+    spec = importlib.util.spec_from_file_location("planner", root / "benchmarks" / "planner.py")
+    assert spec is not None
+    assert spec.loader is not None
+    planner = importlib.util.module_from_spec(spec)
+    sys.modules["planner"] = planner  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(planner)
+        assert planner.devices_table() in (root / "README.md").read_text(encoding="utf-8")
+    finally:
+        del sys.modules["planner"]

@@ -124,6 +124,7 @@ def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -
         classes=len(config.labels or ()),
         adam=config.training.optim == "adamw_torch",
         ranks=ranks,
+        sharded=config.ranks.shard_base,
         quantised=config.model.quantization,
         checkpointing=config.training.gradient_checkpointing,
     )

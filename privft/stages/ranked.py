@@ -44,6 +44,7 @@ from privft.training.checkpoint import platform_facts
 from privft.training.examples import Example, UnitExamples
 from privft.training.loop import train
 from privft.training.ranks import Ranks, alike_on_any_number
+from privft.training.sharding import shard_base
 from privft.vault.keys import KeyOpener
 from privft.workspace import Workspace
 
@@ -131,8 +132,11 @@ def follow(
         sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
         brief = json.loads(sealed.opened("brief", brief_bytes))
         workbench = Workbench.of(plan.the_config(), base)
+        model = workbench.fresh()
+        if workbench.config.ranks.shard_base:
+            shard_base(model, ranks)
         train(
-            workbench.fresh(),
+            model,
             units=VaultUnits(vault, workbench),
             canaries=[_from_json(unit) for unit in brief["canaries"]],
             mechanism=plan.the_mechanism(),

@@ -54,6 +54,7 @@ from privft.stages.sealedrun import SealedRun, config_folder_of, forget_secrets
 from privft.training import adapter
 from privft.training.loop import StepReport, train
 from privft.training.ranks import ALONE, Ranks
+from privft.training.sharding import shard_base
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
@@ -333,6 +334,8 @@ def _train_and_settle(
     canaries = [workbench.encode(canary.unit) for canary in included]
     hand_over(ranks, sealed, plan, secret=secret, canaries=canaries, state=resume)
     model = workbench.fresh()
+    if workbench.config.ranks.shard_base:
+        shard_base(model, ranks)
     untrained = adapter.trained_snapshot(model)
 
     def journal(step: int, digest: str) -> None:

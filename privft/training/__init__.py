@@ -18,6 +18,7 @@
     optimiser  what becomes of a noisy gradient, and what each option does under noise
     loop       Algorithm 1 of Abadi et al. 2016, read from top to bottom
     ranks      several processes with one run between them: shares, sums, agreement
+    sharding   a frozen base shared out among the ranks
     checkpoint state as sealed bytes and as a digest
     scoring    losses of units without gradients, for audits and evaluation
 

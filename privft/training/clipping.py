@@ -34,7 +34,7 @@ from privft.budget.mechanism import Clipping
 from privft.errors import InputError
 from privft.randomness import KeyedStreams
 from privft.training.dropout import Masks, dropout_layers, masked
-from privft.training.examples import UnitExamples
+from privft.training.examples import IGNORED, Example, UnitExamples
 from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.products import UnitProducts, has_unit_gradients
 from privft.training.recompute import recomputable_layers, recomputed
@@ -110,6 +110,12 @@ class UnitGradients:
                 "runs through",
             )
         return {name: products.gradients[name] for name in self.parameters}
+
+    def idle(self) -> None:
+        """Run the model on a made-up record and drop what comes out; see `sharding`."""
+        labels = (0,) if self._model.task == "sequence-classification" else (IGNORED, 0)
+        example = Example(input_ids=(0, 0), labels=labels)
+        self([UnitExamples(key="idle", examples=(example,))])
 
     def _masks(self, units: Sequence[UnitExamples]) -> Masks | None:
         if not self._dropout:

@@ -39,6 +39,7 @@ from privft.training.noise import add_noise
 from privft.training.optimiser import Optimisation, make_optimizer, set_step
 from privft.training.ranks import ALONE, Ranks
 from privft.training.sampling import poisson_sample
+from privft.training.sharding import is_sharded, passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,13 @@ def clipped_sum(
     token_budget: int,
     clipping: Clipping = "flat",
     grid: Grid | None = None,
+    passes: int = 0,
 ) -> dict[str, torch.Tensor]:
     """The sum over `units` of their clipped gradients: float64, by parameter name; with a `grid`
     in whole numbers of its steps, int64.  With adaptive clipping, under `COUNT`, also how many were
     not clipped less how many were, int64.
+
+    passes: how often the model has to run at least, because other ranks wait for it (`sharding`).
 
     Guarantees: adding or removing one unit changes the sums by at most `clip_norm` in l2 norm (but
     for the rounding of the float64 sum; with a grid exactly), and the count by 1.
@@ -101,11 +105,15 @@ def clipped_sum(
     }
     if clipping == "adaptive":
         totals[COUNT] = torch.zeros((), dtype=torch.int64)
+    idle = passes
     for batch in microbatches(units, token_budget=token_budget):
+        idle -= 1
         if grid is None:
             add_clipped(totals, gradients_of(batch), clip_norm, clipping)
         else:
             add_rounded(totals, gradients_of(batch), grid, clipping)
+    for _ in range(idle):
+        gradients_of.idle()
     return totals
 
 
@@ -150,6 +158,7 @@ def train(
     gradients_of = UnitGradients(model, recompute=performance.gradient_checkpointing)
     parameters = gradients_of.parameters
     optimizer = make_optimizer(parameters, optimisation)
+    sharded = is_sharded(model)
     first, clip_norm = 0, mechanism.clip_norm
     if resume is not None:
         first, clip_norm = restore_state(resume, parameters, optimizer)
@@ -173,6 +182,7 @@ def train(
             token_budget=performance.token_budget,
             clipping=now.clipping,
             grid=grid_for(now, gradients_of),
+            passes=passes(sampled, ranks, token_budget=performance.token_budget) if sharded else 0,
         )
         ranks.add_up(sums)
         if now.clipping == "adaptive":

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from privft.errors import InputError
 from privft.training.examples import IGNORED, Example
@@ -113,6 +114,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """The weight, gathered from all ranks where it is shared out (`sharding`)."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 def pad_rows(
     examples: Sequence[Example], length: int, pad_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,8 +143,12 @@ class LanguageModel:
         base: Any = module
         if hasattr(base, "get_base_model"):
             base = base.get_base_model()
-        self._decoder = getattr(base, base.base_model_prefix)
-        self._head = base.get_output_embeddings()
+        self.decoder: nn.Module = getattr(base, base.base_model_prefix)
+        self.output: nn.Module = base.get_output_embeddings()
+        self.embeddings: nn.Module = base.get_input_embeddings()
+        self.tied = self.output.weight is self.embeddings.weight
+        # of the two names of a tied weight, the one that the decoder's own passes keep up to date
+        self._head = self.embeddings if self.tied else self.output
         trained = [p for p in self._head.parameters() if p.requires_grad]
         if trained and (len(trained) > 1 or trained[0] is not self._head.weight):
             raise InputError(
@@ -158,18 +168,20 @@ class LanguageModel:
         # Rows are padded on the right and attention is causal, so no labelled position ever sees
         # a pad.  No mask is given: transformers drops one that masks nothing and then takes
         # another kernel, so a row that fills its bucket would feel whether its companions do.
-        hidden_RTD = self._decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        weight_VD = _whole(self._head.weight)
         losses = []
         for row, example in enumerate(examples):
             places = [t for t, label in enumerate(example.labels) if label != IGNORED]
             before = torch.tensor([t - 1 for t in places], device=self.device)
             labels_N = torch.tensor([example.labels[t] for t in places], device=self.device)
-            losses.append(self._mean_loss(hidden_RTD[row, before], labels_N, row))
+            losses.append(self._mean_loss(hidden_RTD[row, before], weight_VD, labels_N, row))
         return torch.stack(losses)
 
-    def _mean_loss(self, hidden_ND: torch.Tensor, labels_N: torch.Tensor, row: int) -> torch.Tensor:
+    def _mean_loss(
+        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, row: int
+    ) -> torch.Tensor:
         """Of one record, which is that row of the batch."""
-        weight_VD = self._head.weight
         loss: torch.Tensor
         if not weight_VD.requires_grad:
             loss = _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
