@@ -141,7 +141,9 @@ def audit(
             )
         watch.say("attacking real units (for the enclave's eyes only)")
         with meter.part("real units"):
-            private = _membership(vault, workbench, untrained, trained, suite)
+            private = _membership(
+                vault, workbench, untrained, trained, suite, records=plan.max_records_per_unit
+            )
         sealed.seal(PRIVATE, json.dumps(private).encode())
         with meter.part("usefulness"):
             utility = [
@@ -252,8 +254,14 @@ def _membership(
     untrained: TrainedModel,
     trained: TrainedModel,
     suite: Suite,
+    *,
+    records: int,
 ) -> dict[str, Any]:
-    """Attacks on real units; {"skipped": reason} where no unit was held out."""
+    """Attacks on real units; {"skipped": reason} where no unit was held out.
+
+    records: how many of a unit are scored at most: as many as one step takes of it, so that the
+        time of an audit does not grow with how much a subject wrote.
+    """
     held = np.flatnonzero(vault.held_out_mask())
     members = np.flatnonzero(~vault.held_out_mask())
     most = suite.membership.units
@@ -262,7 +270,8 @@ def _membership(
     members = members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)]
 
     def losses(numbers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        units = [workbench.encode(unit.to_dict()) for unit in vault.read_many(numbers.tolist())]
+        opened = [unit.to_dict() for unit in vault.read_many(numbers.tolist())]
+        units = [workbench.encode({**u, "records": u["records"][:records]}) for u in opened]
         before, after = (unit_losses(model, units) for model in (untrained, trained))
         kept = np.isfinite(before) & np.isfinite(after)
         return before[kept], after[kept]

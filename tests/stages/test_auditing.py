@@ -90,6 +90,20 @@ def test_the_software_of_an_audit_is_its_versions_and_machine_but_not_its_thread
     assert auditing._software() != first
 
 
+def test_a_real_unit_is_scored_by_as_many_records_as_a_step_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sound, seen = world.trained(), auditing.unit_losses, []
+
+    def counted(model: Any, units: Any, **more: Any) -> Any:
+        seen.extend(len(unit.examples) for unit in units)
+        return sound(model, units, **more)
+
+    monkeypatch.setattr(auditing, "unit_losses", counted)
+    world.privft("audit", run)
+    assert max(seen) == 2, "patients have up to three notes, and the config says two"
+
+
 def test_an_audit_says_what_each_part_took_and_its_statement_does_not() -> None:
     done = released()
     seconds = done.said["audit"]["seconds"]
