@@ -153,7 +153,7 @@ def train_two_steps(
     configuration: Configuration, folder: Path, *, before_second: Any, after_second: Any
 ) -> None:
     """Load, attach, and two steps of privft's own loop."""
-    from contenders import _Given
+    from contenders import Given
 
     from privft.budget.mechanism import Mechanism
     from privft.randomness import KeyedStreams
@@ -192,7 +192,7 @@ def train_two_steps(
     units = units_of(configuration)
     train(
         model,
-        units=_Given(units),
+        units=Given(units),
         canaries=[],
         mechanism=Mechanism(
             unit="subject" if configuration.records > 1 else "record",
