@@ -29,8 +29,8 @@ for each rank, was not chosen: it would make the sum of the noise depend on the 
 
 A rank that is lost or stuck.  Every wait for another rank ends after `timeout_s`, with an error; a
 peer that died is noticed at once.  Nothing is tried again: the run stops, as it does when a single
-process dies, and `privft train --resume` goes on.  Only the wait for rank 0 to check data and
-mechanism before the first step may take longer: up to a day.
+process dies, and `privft train --resume` goes on.  Before the first step waits may be longer:
+ten minutes until all have come, and a day until rank 0 has checked data and mechanism.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ if TYPE_CHECKING:  # torch.distributed offers it, but not to type checkers
     from torch._C._distributed_c10d import Store
 
 _READY = "privft/ready"
+_HERE = "privft/here"
 _PREPARING = timedelta(days=1)
+_GATHERING = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ def joined(
     """This process as rank `rank` of `size`, until all is done.
 
     store: where the ranks find each other.  local_rank: the CUDA device to take, if there are any.
-    Errors: `PrivftError` when not all have come within `timeout_s`.
+    Errors: `PrivftError` when not all have come within ten minutes.
     """
     ranks = Ranks(rank=rank, size=size, hosts=hosts, timeout_s=timeout_s, store=store)
     backend = "gloo"
@@ -193,6 +195,8 @@ def joined(
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank)
     with ranks._waiting():
+        store.set(f"{_HERE}/{rank}", "1")  # hosts may start minutes apart
+        store.wait([f"{_HERE}/{other}" for other in range(size)], _GATHERING)
         dist.init_process_group(
             backend,
             store=store,
