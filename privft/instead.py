@@ -29,6 +29,8 @@ INSTEAD = {
     "bf16": "model.dtype: bfloat16",
     "fp16": "model.dtype: bfloat16 (float16 overflows)",
     "torch_dtype": "model.dtype",
+    "rank": "lora.r",
+    "lora_rank": "lora.r",
     "load_in_4bit": "model.quantization: 4-bit",
     "load_in_8bit": "model.quantization: 8-bit",
     "task_type": "task: causal-lm or sequence-classification",

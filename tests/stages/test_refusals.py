@@ -571,7 +571,7 @@ def test_a_policy_that_was_edited_after_it_came_into_force_is_noticed(world: Wor
     ("old", "new", "error", "hint"),
     [
         ("max_steps", "max_step", "unknown key 'max_step'", "did you mean 'max_steps'?"),
-        ("lora: {r: 2", "lora: {rank: 2", "unknown key 'rank' in lora", "known keys: "),
+        ("lora: {r: 2", "lora: {rank: 2", "unknown key 'rank' in lora", "lora.r"),
         ("max_length: 32", "epochs: 3", "unknown key 'epochs'", ""),
         ("dataset: notes", "dataset: nots", "there is no data set 'nots'", "known: notes, intents"),
         ("declared_units: 1000", "declared_units: 900", "was created with 1000", "1000"),
