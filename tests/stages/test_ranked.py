@@ -143,11 +143,11 @@ def launched(
         preexec_fn=before,
         **rest,
     )
-    try:
-        yield Started(process)
-    finally:
-        process.kill()
-        process.wait()
+    with process:  # closes the pipes of one that is killed, too
+        try:
+            yield Started(process)
+        finally:
+            process.kill()
 
 
 def completed(world: World, *arguments: str | Path, **rest: Any) -> Started:
@@ -258,7 +258,7 @@ def test_a_killed_rank_stops_the_run_which_can_be_gone_on_with(
 def test_a_rank_that_is_stuck_stops_the_run_in_the_stated_time(
     tmp_path: Path, hardened: Undisturbed
 ) -> None:
-    """ranks.timeout_s, and then what torchrun takes to end the stuck one."""
+    """ranks.timeout_s, and then the 30 s that torchrun gives the stuck one before it kills it."""
     folder = tmp_path / "planned"
     folder.mkdir()
     world = base().copied(folder / "world")
@@ -276,7 +276,7 @@ def test_a_rank_that_is_stuck_stops_the_run_in_the_stated_time(
         began = time.monotonic()
         os.kill(started.ranks()[1], signal.SIGSTOP)
         assert started.end() == 1
-        assert 3 < time.monotonic() - began < 4 + 2 + 10
+        assert 3 < time.monotonic() - began < 4 + 30 + 15
     assert "rank 0 of 2 lost another rank, or waited for it longer than 4 s" in started.said
     goes_on(world, run, hardened)
 
