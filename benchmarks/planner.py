@@ -224,9 +224,10 @@ def child(configuration: Configuration, folder: Path) -> dict[str, Any]:
     import torch
     from training_speed import forget_peak, resident
 
+    from privft.training.products import use_reproducible_kernels
     from privft.training.rates import measure_rates
 
-    torch.use_deterministic_algorithms(True)
+    use_reproducible_kernels()
     with tempfile.TemporaryDirectory() as warm:  # libraries load and thread pools start
         tiny = Configuration(
             name="warm-up", model_type=configuration.model_type, hidden=32, inner=64, layers=1,

@@ -49,6 +49,7 @@ from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, Example, UnitExamples
 from privft.training.loop import Optimisation, Performance, train
 from privft.training.losses import LanguageModel, trained_parameters
+from privft.training.products import use_reproducible_kernels
 from privft.training.ranks import ALONE, joined
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale_out.json"
@@ -91,7 +92,7 @@ def serve(
     """A process of an arm: trains `steps` steps whenever it is asked to, and says how long they
     took; the first answer is the number of trained numbers."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    use_reproducible_kernels()
     model, units = model_and_units(**task)
     numbers = sum(p.numel() for p in trained_parameters(model).values())
     if size > 1:

@@ -53,6 +53,7 @@ from privft.training.adapter import LoraSpec, attach_classifier
 from privft.training.examples import IGNORED, Example, UnitExamples, microbatches
 from privft.training.loop import Performance, train
 from privft.training.losses import Classifier, pad_rows
+from privft.training.products import use_reproducible_kernels
 from privft.training.scoring import unit_accuracies, unit_losses
 
 HERE = Path(__file__).resolve().parent
@@ -204,7 +205,7 @@ def run(
         steps=privacy.max_steps,
         expected_batch_size=float(privacy.expected_batch_size),
     )
-    torch.use_deterministic_algorithms(True)
+    use_reproducible_kernels()
     started = time.monotonic()
     train(
         model,
@@ -239,7 +240,7 @@ class Table(nn.Module):
 
     def __init__(self, vectors_ND: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("vectors", vectors_ND)
+        self.vectors = nn.Parameter(vectors_ND, requires_grad=False)
         self.config = SimpleNamespace(hidden_size=vectors_ND.shape[1])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -262,12 +263,11 @@ class Upper(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **unused: Any) -> Any:
         rows, places = input_ids.shape
         hidden_RTD = torch.zeros(rows, places, self.config.hidden_size)
-        counts = attention_mask.sum(1).tolist()
+        counts = (attention_mask[:, 0, 0] == 0).sum(1).tolist()  # it is added to scores
         for row, (ids, count) in enumerate(zip(input_ids.tolist(), counts, strict=True)):
             hidden_RTD[row, :count] = self.states[tuple(ids[:count])]
-        blocked = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
         for layer in self.encoder.layer[LOWER:]:
-            out = layer(hidden_RTD, blocked)
+            out = layer(hidden_RTD, attention_mask)
             hidden_RTD = out[0] if isinstance(out, tuple) else out
         if self.pooling == "cls":
             hidden_RTD = hidden_RTD[:, :1].expand_as(hidden_RTD)
@@ -419,7 +419,8 @@ bucket, 8), whose unit gradients of 29,645 numbers stay in the processor's cache
 
 def _plain_features(model: Classifier) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def features(ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
-        hidden_RTD = model.encoder(input_ids=ids_RT, attention_mask=mask_RT).last_hidden_state
+        added_R11T = (1.0 - mask_RT[:, None, None].float()) * torch.finfo(torch.float32).min
+        hidden_RTD = model.encoder(input_ids=ids_RT, attention_mask=added_R11T).last_hidden_state
         mask = mask_RT[..., None].to(hidden_RTD.dtype)
         pooled: torch.Tensor = (hidden_RTD * mask).sum(1) / mask.sum(1)
         return pooled

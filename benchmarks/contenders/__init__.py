@@ -34,6 +34,7 @@ from privft.training.examples import IGNORED, UnitExamples, microbatches
 from privft.training.loop import Performance, train
 from privft.training.losses import LanguageModel, pad_rows
 from privft.training.optimiser import Optimisation
+from privft.training.products import use_reproducible_kernels
 
 MODEL = "builtin:smollm2-135m-instruct"
 CLIP_NORM = 0.3
@@ -107,7 +108,7 @@ def privft_step(model: LanguageModel, *, token_budget: int) -> Step:
     """One step of privft's own loop on all records of a round."""
 
     def step(given: Round) -> None:
-        torch.use_deterministic_algorithms(True)  # as in every run of privft, and in no rival
+        use_reproducible_kernels()  # as in every run of privft, and in no rival
         train(
             model,
             units=Given(given.records),

@@ -22,6 +22,7 @@ from privft.training.examples import UnitExamples, encode_unit
 from privft.training.loop import Performance
 from privft.training.losses import TrainedModel
 from privft.training.optimiser import Optimisation
+from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import quantise
 from privft.training.scoring import unit_losses
 from privft.vault.fields import FieldMap
@@ -78,7 +79,7 @@ class Workbench:
     @staticmethod
     def of(config: RunConfig, base: basemodel.BaseModel) -> Workbench:
         """Load the tokenizer and set the number of threads."""
-        torch.use_deterministic_algorithms(True)
+        use_reproducible_kernels()
         if config.performance.threads is not None:
             torch.set_num_threads(config.performance.threads)
         return Workbench(config=config, base=base, tokenizer=basemodel.load_tokenizer(base))

@@ -40,6 +40,16 @@ _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
 _ACTIVE: ContextVar[UnitProducts | None] = ContextVar("privft-unit-products", default=None)
 
 
+def use_reproducible_kernels() -> None:
+    """From now on torch runs kernels that give the same bits each time, or none.
+
+    In that mode it also fills fresh memory with NaN, which helps to find reads of what was never
+    written and costs a pass over every output; nothing here reads such memory, so it is off.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def has_unit_gradients(layer: nn.Module) -> bool:
     """Whether the gradient of each unit by the layer's own parameters is known here."""
     if isinstance(layer, nn.Embedding):

@@ -23,6 +23,7 @@ from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.clipping import UnitGradients
 from privft.training.loop import Optimisation, Performance, clipped_sum, grid_for, train
 from privft.training.losses import LanguageModel, trained_parameters
+from privft.training.products import use_reproducible_kernels
 from privft.training.ranks import ALONE, Ranks, joined
 from tests.training.tiny import ListUnits, mechanism, text_units, tiny_llama
 
@@ -76,7 +77,7 @@ def _serve(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    use_reproducible_kernels()
     store = dist.FileStore(place, size)
     try:
         with joined(

@@ -20,6 +20,7 @@ from privft.training.adapter import LoraSpec, attach_classifier, attach_language
 from privft.training.clipping import UnitGradients
 from privft.training.loop import Optimisation, Performance, train
 from privft.training.losses import TrainedModel, trained_parameters
+from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import Bits, quantise
 from privft.training.ranks import Ranks, joined
 from privft.training.sharding import frozen_bytes, shard_base
@@ -111,7 +112,7 @@ def compare(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 
 def main(folder: Path, rank: int, size: int) -> None:
-    torch.use_deterministic_algorithms(True)
+    use_reproducible_kernels()
     store = dist.FileStore(str(folder / "store"), size)
     with joined(store, rank=rank, size=size, hosts=1, local_rank=0, timeout_s=120) as ranks:
         found = {name: compare(case, ranks) for name, case in CASES.items()}
