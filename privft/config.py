@@ -312,6 +312,10 @@ class RunConfig(Strict):
     """Classification: all label names, in the order of the logits."""
     max_length: Annotated[int, Field(ge=8, le=65536)]
     """Tokens that a record is cut at."""
+    instruction: Annotated[str, Field(min_length=1)] | None = None
+    """With prompt and completion: ask for the completion in the model's chat template, by a message
+    of this request and the prompt; null goes on from the bare prompt.  A model that was taught to
+    answer starts from much better there.  Whoever uses the adapter has to ask in the same way."""
     lora: LoraConfig | None
     """The adapter; null trains a classification head alone."""
     privacy: PrivacyConfig
@@ -341,6 +345,10 @@ class RunConfig(Strict):
                     "expected no training.head_learning_rate, because the task is causal-lm: "
                     "there is no head"
                 )
+        if self.instruction is not None and self.task != "causal-lm":
+            raise ValueError(
+                f"expected no instruction, because the task is {self.task}: nobody is asked"
+            )
         held_out, declared = self.evaluation.held_out, self.privacy.declared_units
         if held_out is not None and held_out.units >= declared:
             raise ValueError(

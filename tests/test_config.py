@@ -164,6 +164,11 @@ def test_classification_needs_its_labels_from_the_config() -> None:
     assert "each label once" in refusal(CLASSIFICATION.replace("[yes, no]", "[no, no]")).message
 
 
+def test_a_classifier_is_asked_nothing() -> None:
+    assert "expected no instruction" in refusal(CLASSIFICATION + "instruction: Sum up.\n").message
+    assert parse_config(TEXT + "instruction: Sum up.\n").instruction == "Sum up."
+
+
 def test_a_head_may_have_a_learning_rate_of_its_own() -> None:
     assert parse_config(CLASSIFICATION).training.head_learning_rate is None
     own = CLASSIFICATION + "training: {learning_rate: 1e-3, head_learning_rate: 0.03}\n"

@@ -144,6 +144,7 @@ class Workbench:
             task=self.config.task,
             max_length=self.config.max_length,
             labels=self.config.labels or (),
+            instruction=self.config.instruction,
         )
 
     def score(self, model: TrainedModel) -> Callable[[Sequence[Mapping[str, Any]]], Any]:

@@ -193,6 +193,12 @@ def _check_form(workspace: Workspace, config: RunConfig) -> None:
             f"set {config.dataset} has",
             hint="sequence-classification needs text and label, causal-lm needs no label",
         )
+    if config.instruction is not None and manifest.fields.form != "prompt-completion":
+        raise ConfigError(
+            f"instruction asks for completions, and data set {config.dataset} has records of the "
+            f"form {manifest.fields.form}",
+            hint="it goes with --prompt and --completion of privft vault create; leave it out",
+        )
     if config.evaluation.held_out is not None and manifest.caps.held_out_share == 0:
         raise ConfigError(
             f"evaluation.held_out asks for a score, and data set {config.dataset} sets no units "

@@ -306,9 +306,14 @@ def _rehearse(plan: Plan, vault: Vault, workbench: Workbench, config_folder: Pat
             "a record carries a label that the config's `labels` does not list",
             hint="labels come from the config, never from the records: list them all",
         )
-    if vault.fields.form == "messages" and not workbench.tokenizer.chat_template:
+    asks = (
+        "the records are conversations"
+        if vault.fields.form == "messages"
+        else (workbench.config.instruction and "the config has an instruction")
+    )
+    if asks and not workbench.tokenizer.chat_template:
         raise InputError(
-            "the records are conversations, and the tokenizer has no chat template",
+            f"{asks}, and the tokenizer has no chat template",
             hint="save one beside the tokenizer: chat_template.jinja",
         )
     suite, _ = load_suite(plan.suite)

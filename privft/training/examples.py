@@ -2,7 +2,8 @@
 
 Formats of a record (what intake stores) and what the loss is taken on:
     {"text"}                    every token but the first
-    {"prompt", "completion"}    the completion only, and its end-of-text token
+    {"prompt", "completion"}    the completion only, and its end-of-text token; with an
+                                instruction, as what the assistant says when asked for it
     {"messages"}                what the assistant says, under the tokenizer's chat template
     {"text", "label"}           the label, for classification
 
@@ -74,8 +75,11 @@ def encode_unit(
     task: Task,
     max_length: int,
     labels: Sequence[str] = (),
+    instruction: str | None = None,
 ) -> UnitExamples:
     """Token ids of `unit` ({"unit": id, "records": [...]}), each record cut at `max_length`.
+
+    instruction: what is asked, in the chat template, before each prompt; None for bare prompts.
 
     A record that has nothing left to take a loss on (a prompt as long as `max_length`) is dropped;
     a unit may thus have no examples, and then contributes a gradient of zero.
@@ -83,7 +87,7 @@ def encode_unit(
     encoded = (
         _encode_label(record, tokenizer, max_length, labels)
         if task == "sequence-classification"
-        else _encode_text(record, tokenizer, max_length)
+        else _encode_text(record, tokenizer, max_length, instruction)
         for record in unit["records"]
     )
     kept = tuple(example for example in encoded if any(x != IGNORED for x in example.labels))
@@ -102,7 +106,20 @@ def _cut(ids: Sequence[int], labels: Sequence[int], max_length: int) -> Example:
     )
 
 
-def _encode_text(record: Mapping[str, Any], tokenizer: Any, max_length: int) -> Example:
+def question(tokenizer: Any, instruction: str, prompt: str) -> str:
+    """What an assistant is asked: the instruction, an empty line and the prompt, as the chat
+    template puts it, up to where the answer begins."""
+    text: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": f"{instruction}\n\n{prompt}"}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return text
+
+
+def _encode_text(
+    record: Mapping[str, Any], tokenizer: Any, max_length: int, instruction: str | None
+) -> Example:
     end = [tokenizer.eos_token_id]
     if "text" in record:
         ids = _ids(tokenizer, record["text"]) + end
@@ -110,9 +127,12 @@ def _encode_text(record: Mapping[str, Any], tokenizer: Any, max_length: int) -> 
             ids = [tokenizer.bos_token_id, *ids]
         return _cut(ids, ids, max_length)
     if "completion" in record:
-        prompt = _ids(tokenizer, record["prompt"])
-        if tokenizer.bos_token_id is not None:
-            prompt = [tokenizer.bos_token_id, *prompt]
+        if instruction is not None:
+            prompt = _ids(tokenizer, question(tokenizer, instruction, record["prompt"]))
+        else:
+            prompt = _ids(tokenizer, record["prompt"])
+            if tokenizer.bos_token_id is not None:
+                prompt = [tokenizer.bos_token_id, *prompt]
         completion = _ids(tokenizer, record["completion"]) + end
         return _cut(prompt + completion, [IGNORED] * len(prompt) + completion, max_length)
     if "messages" in record:

@@ -55,6 +55,18 @@ def test_python_lines_parse_whatever_the_names() -> None:
         assert "os" not in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
 
 
+def test_the_card_says_how_prompts_were_put_in_training() -> None:
+    facts = made_up_facts()
+    assert "def question" not in card.render_card(statement.build(facts))
+    facts["config"]["body"]["instruction"] = 'Sum "it" up.'
+    (code,) = re.findall(
+        r"```python\n(.*?)```", card.render_card(statement.build(facts)), flags=re.DOTALL
+    )
+    (function,) = (node for node in ast.parse(code).body if isinstance(node, ast.FunctionDef))
+    asked = [node.value for node in ast.walk(function) if isinstance(node, ast.Constant)]
+    assert 'Sum "it" up.' in asked
+
+
 def test_names_cannot_break_out_of_their_line() -> None:
     facts = made_up_facts()
     facts["data"]["dataset"] = facts["run"]["dataset"] = "<script>x</script> | [a](http://b) `c`"

@@ -716,6 +716,26 @@ def test_a_chat_without_a_template_is_noticed_before_anything_is_charged(world: 
     refused(world, "train", plan, code=2, error="no chat template", hint="chat_template")
 
 
+def test_an_instruction_needs_prompts_and_a_template(world: World) -> None:
+    config = world.config("asking")
+    config.write_text(config.read_text() + 'instruction: "Sum up."\n')
+    words = "instruction asks for completions, and data set notes has records of the form text"
+    refused(world, "plan", config, code=2, error=words, hint="--prompt")
+
+    told = [
+        {"id": row["id"], "who": row["patient"], "said": "ba be", "note": "bo"}
+        for row in note_rows(patients=9, seed=3)
+    ]
+    columns = ("--prompt", "said", "--completion", "note", "--subject", "who", "--id", "id")
+    rows = write_rows(world.folder / "told.jsonl", told)
+    world.privft("vault", "create", "told", "--from", rows, *columns, "--unit", "subject", *SIZE)
+    config.write_text(config.read_text().replace("dataset: notes", "dataset: told"))
+    world.privft("plan", config)
+    plan = config.with_suffix(".plan")
+    words = "the config has an instruction, and the tokenizer has no chat template"
+    refused(world, "train", plan, code=2, error=words, hint="chat_template")
+
+
 # -- releases and names ----------------------------------------------------------------------------
 
 
