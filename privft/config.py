@@ -33,13 +33,12 @@ below 1/declared_units, the largest value that means anything.  3000 units give 
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from privft.budget.mechanism import Event
+from privft.budget.mechanism import Event, auto_delta
 from privft.instead import INSTEAD
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
@@ -313,9 +312,8 @@ class RunConfig(Strict):
     max_length: Annotated[int, Field(ge=8, le=65536)]
     """Tokens that a record is cut at."""
     instruction: Annotated[str, Field(min_length=1)] | None = None
-    """With prompt and completion: ask for the completion in the model's chat template, by a message
-    of this request and the prompt; null goes on from the bare prompt.  A model that was taught to
-    answer starts from much better there.  Whoever uses the adapter has to ask in the same way."""
+    """With prompt and completion: ask for the completion by this request and the prompt, in the
+    model's chat template; null goes on from the bare prompt.  The model card says how to ask."""
     lora: LoraConfig | None
     """The adapter; null trains a classification head alone."""
     privacy: PrivacyConfig
@@ -335,6 +333,8 @@ class RunConfig(Strict):
                 )
             if len(set(self.labels)) != len(self.labels):
                 raise ValueError("expected each label once")
+            if self.instruction is not None:
+                raise ValueError("expected no instruction, because a classifier is asked nothing")
         else:
             if self.labels is not None:
                 raise ValueError("expected no labels, because the task is causal-lm")
@@ -345,10 +345,6 @@ class RunConfig(Strict):
                     "expected no training.head_learning_rate, because the task is causal-lm: "
                     "there is no head"
                 )
-        if self.instruction is not None and self.task != "causal-lm":
-            raise ValueError(
-                f"expected no instruction, because the task is {self.task}: nobody is asked"
-            )
         held_out, declared = self.evaluation.held_out, self.privacy.declared_units
         if held_out is not None and held_out.units >= declared:
             raise ValueError(
@@ -380,20 +376,6 @@ class RunConfig(Strict):
     def digest(self) -> str:
         """SHA-256 in hex over the canonical JSON (RFC 8785) of `to_dict`."""
         return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()
-
-
-def auto_delta(declared_units: int) -> float:
-    """1/declared_units**1.1, rounded down to one significant digit.
-
-    Guarantees: 0 < result < 1/declared_units.
-    """
-    if declared_units < 2:
-        raise ValueError(f"expected declared_units >= 2, got {declared_units}")
-    exact = declared_units**-1.1
-    exponent = math.floor(math.log10(exact))
-    # The nudge keeps exact powers (10**10 units: 1e-11) from falling to 9e-12 by rounding error.
-    digit = max(1, math.floor(exact / 10.0**exponent * (1 + 1e-12)))
-    return float(f"{digit}e{exponent}")
 
 
 def load_config(path: Path) -> RunConfig:

@@ -44,7 +44,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from pydantic import Field, create_model
 
 from privft.budget.filter import Cap
-from privft.config import auto_delta
+from privft.budget.mechanism import auto_delta
 from privft.errors import ConfigError, PolicyRefused
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, validate

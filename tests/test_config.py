@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privft.config import RunConfig, auto_delta, json_schema, load_config, parse_config
+from privft.budget.mechanism import auto_delta
+from privft.config import RunConfig, json_schema, load_config, parse_config
 from privft.errors import ConfigError
 from privft.signing import canonical_json
 

@@ -215,3 +215,17 @@ class Mechanism:
             return Mechanism(**value)
         except (ValueError, TypeError) as error:
             raise AccountingError(f"mechanism: {error}") from error
+
+
+def auto_delta(declared_units: int) -> float:
+    """1/declared_units**1.1, rounded down to one significant digit.
+
+    Guarantees: 0 < result < 1/declared_units.
+    """
+    if declared_units < 2:
+        raise ValueError(f"expected declared_units >= 2, got {declared_units}")
+    exact = declared_units**-1.1
+    exponent = math.floor(math.log10(exact))
+    # The nudge keeps exact powers (10**10 units: 1e-11) from falling to 9e-12 by rounding error.
+    digit = max(1, math.floor(exact / 10.0**exponent * (1 + 1e-12)))
+    return float(f"{digit}e{exponent}")

@@ -47,7 +47,7 @@ def use_reproducible_kernels() -> None:
     written and costs a pass over every output; nothing here reads such memory, so it is off.
     """
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def has_unit_gradients(layer: nn.Module) -> bool:

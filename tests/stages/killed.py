@@ -19,9 +19,8 @@ import torch
 
 from privft.budget.accounting import cost
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Event
+from privft.budget.mechanism import Event, auto_delta
 from privft.cli import main
-from privft.config import auto_delta
 from privft.stages import running
 from privft.training import loop
 

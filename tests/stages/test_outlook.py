@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from privft.budget.accounting import calibrate_noise
-from privft.config import auto_delta
+from privft.budget.mechanism import auto_delta
 from privft.stages.outlook import UNLIKELY, signal_to_noise, warnings
 from tests.stages.world import base
 from tests.training.tiny import mechanism

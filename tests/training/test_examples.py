@@ -79,9 +79,9 @@ def test_an_instruction_asks_for_what_a_conversation_would_say() -> None:
     assert example.input_ids == said.input_ids
     # a conversation's loss also covers the words by which the template opens a turn
     opening = len(BYTES("<assistant>")["input_ids"])
-    assert [x for x in example.labels if x != IGNORED] == [
-        x for x in said.labels if x != IGNORED
-    ][opening:]
+    assert [x for x in example.labels if x != IGNORED] == [x for x in said.labels if x != IGNORED][
+        opening:
+    ]
 
 
 def test_only_the_assistant_is_learnt() -> None:
