@@ -13,9 +13,8 @@ What a run does stands in `recipes/TASK.yaml`, which anybody can plan by hand; t
 data, never on the test sets that the rows come from.
 
 The gain is read from the signed report of the release: base and trained model on the same public
-test records, with the paired 95% interval.  For mts-dialog a fairer rival is measured beside it,
-the base model *asked* for the note in its chat template, on the same completions: a part of what
-training gains is only the form of the answer.
+test records, with the paired 95% interval.  For mts-dialog both are *asked* for the note in the
+model's chat template, so that the gain is not only the form of an answer.
 
     python benchmarks/real_text.py [--task TASK] [--data ../shared/data] [--out FILE] [--keep DIR]
 
@@ -48,7 +47,6 @@ RECIPES = HERE / "recipes"
 POLICY = RECIPES / "open-data.yaml"
 RESULTS = HERE / "results" / "real_text.json"
 DATA = HERE.parents[1] / "shared" / "data"
-REQUEST = "Write the section of a clinical note that sums up this conversation."
 _PRIVFT = "from privft.cli import main; main(prog_name='privft')"
 
 
@@ -175,49 +173,6 @@ def _row(task: Task, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked(data: Path) -> dict[str, Any]:
-    """The base model asked for the note in its chat template: its loss on the same completions."""
-    import numpy as np
-
-    from privft.config import parse_config
-    from privft.stages.modelling import Workbench, find_base, public_units
-    from privft.training.losses import LanguageModel
-    from privft.training.scoring import unit_losses
-    from privft.vault.fields import FieldMap
-
-    config = parse_config((RECIPES / "mts-dialog.yaml").read_text())
-    bench = Workbench.of(config, find_base(config, relative_to=data))
-    units = public_units(
-        data / "mts-dialog" / str(config.evaluation.public_file),
-        FieldMap(prompt="dialogue", completion="section_text", id="ID"),
-        most=config.evaluation.max_records,
-    )
-
-    def question(dialogue: str) -> str:
-        messages = [{"role": "user", "content": f"{REQUEST}\n\n{dialogue}"}]
-        text: str = bench.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return text
-
-    # As much longer as the question is, so that the same part of each completion is scored.
-    longer = config.max_length + len(bench.tokenizer(question(""))["input_ids"])
-    wide = Workbench.of(config.model_copy(update={"max_length": longer}), bench.base)
-    model = LanguageModel(bench.base_module(), pad_id=bench.pad_id)
-    plain = unit_losses(model, [bench.encode(unit) for unit in units])
-    for unit in units:
-        (record,) = unit["records"]
-        record["prompt"] = question(record["prompt"])
-    losses = unit_losses(model, [wide.encode(unit) for unit in units])
-    kept = np.isfinite(plain)
-    return {
-        "what": "base model, asked in its chat template",
-        "request": REQUEST,
-        "loss": float(losses[kept].mean()),
-        "n": int(kept.sum()),
-    }
-
-
 def machine() -> dict[str, Any]:
     """What the times depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
@@ -242,8 +197,6 @@ def show(rows: Mapping[str, Any]) -> None:
         numbers = f"{row['n']:>6}{row['epsilon']:>9.2f}{row['delta']:>8.0e}{times}"
         values = f"{row['base']:>8.3f}{row['trained']:>9.3f}"
         print(f"{row['task']:<12}{row['metric']:<16}{values}  {gain:<26}{numbers}")
-        if "rival" in row:
-            print(f"{'':<12}{row['rival']['what']}: {row['rival']['loss']:.3f}")
 
 
 def main() -> None:
@@ -262,8 +215,6 @@ def main() -> None:
             folder = place / name
             folder.mkdir(parents=True)
             row = walk(TASKS[name], data=options.data, folder=folder)
-            if name == "mts-dialog":
-                row["rival"] = asked(options.data)
             rows[name] = {**row, "machine": machine()}
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

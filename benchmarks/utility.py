@@ -3,7 +3,8 @@
     banking77     accuracy over 77 intents, MiniLM, record level, delta 1e-5; epsilon infinity, 8, 3
                   and 1, three seeds; a head alone on frozen features, and LoRA in the last three
                   layers with a head; what each choice is worth, changed one at a time
-    mts-dialog    held-out loss a completion token, SmolLM2 with LoRA: base, epsilon infinity and 8
+    mts-dialog    held-out loss a completion token, SmolLM2 with LoRA: base with a bare prompt, base
+                  asked in its chat template as all others are, epsilon infinity and 8
 
 Every run is a config (`recipes/banking77.yaml` or `recipes/mts-dialog.yaml`, with changes) and goes
 through privft's own `train` with calibrated noise.  What is frozen below the trained layers gives
@@ -514,15 +515,19 @@ def token_losses(model: Any, units: Sequence[UnitExamples]) -> dict[str, float]:
     }
 
 
+BASES = ("bare", "asked")
+
+
 def dialogues(data: Path, epsilon: float | str | None) -> dict[str, Any]:
-    """The base model ("base"), or a run at `epsilon`, on the test set."""
+    """The base model (as in `BASES`), or a run at `epsilon`, on the test set."""
     privacy = _base_config("mts-dialog")["privacy"]
     if epsilon is None:
         del privacy["target_epsilon"]
         privacy["noise_multiplier"] = 1e-6
-    elif epsilon != "base":
+    elif epsilon not in BASES:
         privacy["target_epsilon"] = epsilon
-    config = config_of("mts-dialog", {"privacy": privacy})
+    changes = {"privacy": privacy} | ({"instruction": None} if epsilon == "bare" else {})
+    config = config_of("mts-dialog", changes)
     bench = Workbench.of(config, find_base(config, relative_to=HERE))
 
     def encoded(name: str) -> list[UnitExamples]:
@@ -538,7 +543,7 @@ def dialogues(data: Path, epsilon: float | str | None) -> dict[str, Any]:
 
     model = bench.fresh()
     test = encoded(str(config.evaluation.public_file))
-    if epsilon == "base":
+    if epsilon in BASES:
         return token_losses(model, test)
     training = encoded("TrainingSet.csv")
     mean = np.mean([len(e.input_ids) for unit in training for e in unit.examples])
@@ -555,6 +560,10 @@ def dialogues(data: Path, epsilon: float | str | None) -> dict[str, Any]:
         model, bench, training, seed=0, token_budget=bench.performance().token_budget, tell=tell
     )
     return {**token_losses(model, test), **told, "training_tokens": seen[0], "privacy": privacy}
+
+
+DIALOGUES = {"base, bare prompt": "bare", "base, asked": "asked", "inf": None, "8": 8.0}
+"""Rows, and what `dialogues` makes them from."""
 
 
 # ---------------------------------------------------------------------------- telling
@@ -598,10 +607,10 @@ def show(done: Mapping[str, Any]) -> None:
         if cell.key in done:
             print(f"  {cell.label:<48}{done[cell.key]['accuracy']:.3f}")
     print("\nMTS-Dialog, loss a completion token on the test set (and mean over records)")
-    for key in ("base", "inf", "8"):
+    for key in DIALOGUES:
         row = done.get(f"mts/{key}")
         if row:
-            print(f"  {key:<6}{row['loss_per_token']:.3f}  ({row['loss_per_record']:.3f})")
+            print(f"  {key:<20}{row['loss_per_token']:.3f}  ({row['loss_per_record']:.3f})")
     chosen = best("head", done)
     if chosen is not None:
         body = chosen.changes(epsilon=8.0, declared=10003, seed=0)
@@ -665,7 +674,7 @@ def main() -> None:
         if "ablate" in options.only:
             book.cells(lambda: ablations(book.done), corpus)
         if "mts" in options.only:
-            for key, epsilon in (("base", "base"), ("inf", None), ("8", 8.0)):
+            for key, epsilon in DIALOGUES.items():
                 if f"mts/{key}" not in book.done:
                     say(f"mts/{key}")
                     book.keep(f"mts/{key}", dialogues(options.data, epsilon))

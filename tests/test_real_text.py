@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from privft.config import load_config
 from privft.policy import load_policy
@@ -77,17 +75,26 @@ def test_the_recipe_for_banking77_lists_every_label() -> None:
     assert set(real_text.recipe(real_text.TASKS["banking77"], {})["labels"]) == known
 
 
-def plain_losses(released: Path, base: Path, rows: list[dict[str, str]]) -> list[float]:
-    """Mean loss per completion token of each row, with the released adapter; plain peft."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), released).eval()
+def card_code(released: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> dict[str, Any]:
+    """What the model card's lines of Python leave behind, run in the released folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(released)
+    name = real_text.recipe(real_text.TASKS[task], {})["model"]["name_or_path"]
+    os.symlink(basemodel.find(name).folder, name)  # where the card says that the base model is
+    given: dict[str, Any] = {}
+    exec(code, given)  # noqa: S102
+    return given
+
+
+def plain_losses(given: dict[str, Any], rows: list[dict[str, str]]) -> list[float]:
+    """Mean loss per completion token of each row, asked as the card says; plain peft."""
+    tokenizer, model = given["tokenizer"], given["model"].eval()
     losses = []
     for row in rows:
-        prompt, completion = (
-            tokenizer(row[column], add_special_tokens=False)["input_ids"]
-            for column in ("dialogue", "section_text")
+        before, completion = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (given["question"](row["dialogue"]), row["section_text"])
         )
-        before = [tokenizer.bos_token_id, *prompt]
         ids = torch.tensor([[*before, *completion, tokenizer.eos_token_id]])
         labels = ids.clone()
         labels[0, : len(before)] = -100
@@ -99,7 +106,9 @@ def plain_losses(released: Path, base: Path, rows: list[dict[str, str]]) -> list
 @pytest.mark.slow
 @PRESENT
 @PLAIN_PEFT
-def test_dialogues_to_notes_from_rows_to_a_release_that_plain_peft_loads(tmp_path: Path) -> None:
+def test_dialogues_to_notes_from_rows_to_a_release_that_plain_peft_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, test = tmp_path / "data" / "mts-dialog" / "TrainingSet.csv", "test.csv"
     write(train, short(rows_of("mts-dialog", "TrainingSet.csv"), characters=500)[:400])
     held_out = short(rows_of("mts-dialog", "ValidationSet.csv"), characters=500)
@@ -109,7 +118,8 @@ def test_dialogues_to_notes_from_rows_to_a_release_that_plain_peft_loads(tmp_pat
         data=tmp_path / "data",
         folder=tmp_path,
         changes={
-            "max_length": 256,
+            "model": {"dtype": "float32"},
+            "max_length": 288,
             "privacy": {"declared_units": 400, "expected_batch_size": 32, "max_steps": 6},
             "evaluation": {"public_file": test},
         },
@@ -119,8 +129,8 @@ def test_dialogues_to_notes_from_rows_to_a_release_that_plain_peft_loads(tmp_pat
     assert row["n"] == len(held_out)
     assert row["interval"][1] < -0.05, row
 
-    base = basemodel.find("builtin:smollm2-135m-instruct").folder
-    losses = plain_losses(tmp_path / "released", base, held_out)
+    given = card_code(tmp_path / "released", monkeypatch, "mts-dialog")
+    losses = plain_losses(given, held_out)
     assert sum(losses) / len(losses) == pytest.approx(row["trained"], abs=2e-3)
 
 
@@ -150,13 +160,7 @@ def test_messages_to_intents_from_rows_to_a_release_that_plain_torch_runs(
     assert row["base"] < 0.05
     assert row["trained"] > 0.3, row
 
-    released = tmp_path / "released"
-    (code,) = re.findall(r"```python\n(.*?)```", (released / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(released)
-    name = real_text.recipe(real_text.TASKS["banking77"], {})["model"]["name_or_path"]
-    os.symlink(basemodel.find(name).folder, name)  # where the card says that the base model is
-    given: dict[str, Any] = {}
-    exec(code, given)  # noqa: S102
+    given = card_code(tmp_path / "released", monkeypatch, "banking77")
     with torch.no_grad():
         found = given["logits"]([each["text"] for each in held_out]).argmax(-1).tolist()
     right = [
