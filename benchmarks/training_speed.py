@@ -71,7 +71,7 @@ LONGEST = {"dialogues": 768, "reviews": 256}
 _REVIEW_MEDIAN, _REVIEW_SPREAD = 108.0, 0.75
 
 CONTENDERS = {
-    "dialogues": ("privft", "alike", "padded", "hooks", "ghost", "opake", "privft-bf16"),
+    "dialogues": ("privft", "unbound", "alike", "padded", "hooks", "ghost", "opake", "privft-bf16"),
     "reviews": ("privft", "alike", "padded"),
 }
 WANTED = {
@@ -87,6 +87,7 @@ WANTED = {
 measurement."""
 WORDS = {
     "privft": "privft",
+    "unbound": "privft with torch's products: bits depend on companions",
     "alike": "no privacy, privft's microbatches and labels-only logits",
     "padded": "no privacy, as people run it (padded batches of 4 to 8)",
     "hooks": "Opacus hooks, same padded batches",

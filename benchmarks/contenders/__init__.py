@@ -7,6 +7,8 @@ them.
 
     privft     privft's own `train`, one step: journal digest, sampling, unit gradients, clipping,
                noise, optimiser
+    unbound    the same with torch's own products and batched sums, so that a unit's bits depend on
+               its companions: what the promise about bits costs
     alike      no privacy: the microbatches, label-only logits and single optimiser step of privft
     padded     no privacy, as people run it: random batches padded to their longest record, the
                model's own loss over all logits, an optimiser step a batch
@@ -18,9 +20,11 @@ them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from numpy.typing import NDArray
@@ -28,7 +32,7 @@ from torch import nn
 
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
-from privft.training import basemodel
+from privft.training import basemodel, lowrank, products
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, UnitExamples, microbatches
 from privft.training.loop import Performance, train
@@ -130,6 +134,38 @@ def privft_step(model: LanguageModel, *, token_budget: int) -> Step:
             save=lambda state: None,
         )
         torch.use_deterministic_algorithms(False)
+
+    return step
+
+
+def _batched(input: torch.Tensor, gradient: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
+    """Gradients of a linear layer by unit (a record each), in one batched product."""
+    return torch.einsum("r...n,r...k->rnk", gradient, input.to(gradient.dtype))
+
+
+def _torchs_sum(input: Any, weight: Any, bias: Any, narrow: Any, narrow_weight: Any) -> Any:
+    wide = nn.functional.linear(input, weight, bias)
+    return wide + nn.functional.linear(narrow, narrow_weight).to(wide.dtype)
+
+
+@contextmanager
+def _torchs_products() -> Iterator[None]:
+    with (
+        mock.patch.object(products, "product", nn.functional.linear),
+        mock.patch.object(products, "_weight_gradients", _batched),
+        mock.patch.object(lowrank, "product", nn.functional.linear),
+        mock.patch.object(lowrank, "sum_of_products", _torchs_sum),
+    ):
+        yield
+
+
+def unbound_step(model: LanguageModel, *, token_budget: int) -> Step:
+    """`privft_step` with torch's own products."""
+    own = privft_step(model, token_budget=token_budget)
+
+    def step(given: Round) -> None:
+        with _torchs_products():
+            own(given)
 
     return step
 
@@ -294,6 +330,8 @@ def make(
     model = bench.model() if model is None else model
     if name in ("privft", "privft-bf16"):
         return privft_step(model, token_budget=token_budget)
+    if name == "unbound":
+        return unbound_step(model, token_budget=token_budget)
     if name == "alike":
         return alike_step(model, token_budget=token_budget)
     if name == "padded":
