@@ -33,12 +33,14 @@ below 1/declared_units, the largest value that means anything.  3000 units give 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from privft.budget.mechanism import Event, auto_delta
+from privft.defaults import filled_in
 from privft.instead import INSTEAD
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
@@ -141,7 +143,8 @@ class PrivacyConfig(Strict):
     delta: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] = "auto"
     max_grad_norm: _Positive = 1.0
     """The clip norm: the most that one unit may move the sum of gradients (with adaptive clipping:
-    in the first step)."""
+    in the first step).  Where it is not given, 0.3 for causal-lm: LoRA's first gradients are
+    short."""
     clipping: Literal["flat", "automatic", "per-layer", "adaptive"] = "flat"
     """How a unit's gradient is brought within it: scaled down where it is longer (flat, Abadi et
     al. 2016), always scaled to nearly that length (automatic: AUTO-S of Bu et al. 2023), each
@@ -212,9 +215,10 @@ class TrainingConfig(Strict):
     """Adam with decoupled weight decay, whose steps do not depend on clip norm and noise where
     noise dominates; or SGD, whose learning rate then has to be chosen anew for each."""
     learning_rate: _Positive = 1e-3
+    """Where it is not given, 5e-3 for causal-lm (`privft.defaults` has the reasons)."""
     head_learning_rate: _Positive | None = None
     """Classification: the head's own rate; null means `learning_rate`.  A head that starts from
-    zero wants one some ten times that of the adapter."""
+    zero wants one far above that of the adapter: 0.02 where it is not given."""
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = "constant"
     """A falling rate leaves less of the last steps' noise in the result, and of their signal."""
     warmup_ratio: _Share = 0.0
@@ -389,7 +393,8 @@ def parse_config(text: str, *, source: str = "config") -> RunConfig:
 
 
 def _of(document: Document) -> RunConfig:
-    return validate(RunConfig, document, instead=INSTEAD)
+    full = replace(document, data=filled_in(document.data))
+    return validate(RunConfig, full, instead=INSTEAD)
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def test_a_config_is_read_with_its_defaults() -> None:
     assert config.lora.layers_to_transform == (20, 21)
     assert config.model.builtin == "smollm2-135m-instruct"
     assert config.performance.device == "auto"
+
+
+def test_what_is_silent_gets_the_defaults_of_its_task() -> None:
+    silent = parse_config(TEXT.replace("training: {learning_rate: 5e-3}\n", ""))
+    assert (silent.privacy.max_grad_norm, silent.training.learning_rate) == (0.3, 5e-3)
+    assert silent.training.head_learning_rate is None
+    classifier = parse_config(CLASSIFICATION)
+    assert (classifier.privacy.max_grad_norm, classifier.training.learning_rate) == (1.0, 1e-3)
+    assert classifier.training.head_learning_rate == 0.02
+    given = parse_config(CLASSIFICATION + "training: {head_learning_rate: null}\n")
+    assert given.training.head_learning_rate is None
+    assert parse_config(json.dumps(silent.to_dict())) == silent
 
 
 def test_options_of_peft_and_transformers_keep_their_names() -> None:
@@ -171,7 +184,6 @@ def test_a_classifier_is_asked_nothing() -> None:
 
 
 def test_a_head_may_have_a_learning_rate_of_its_own() -> None:
-    assert parse_config(CLASSIFICATION).training.head_learning_rate is None
     own = CLASSIFICATION + "training: {learning_rate: 1e-3, head_learning_rate: 0.03}\n"
     training = parse_config(own).training
     assert (training.learning_rate, training.head_learning_rate) == (1e-3, 0.03)
