@@ -18,6 +18,7 @@ Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -219,10 +220,16 @@ class Classifier(nn.Module):
 
     Under noise the features' scale and the head's start matter more than the adapter: clipped
     gradients of a zero head on unit-norm features point the same way for all units of a class.
+
+    Where the encoder is frozen, a record has the same features in every step; those met in training
+    are kept in memory (`KEPT_BYTES` of them at most), so that later steps cost the head alone.
+    Only where companions change no bit of them (on CPUs, see `products`): elsewhere a resumed run
+    would meet others.
     """
 
     task = "sequence-classification"
     FEATURE_SCALE = 10.0
+    KEPT_BYTES = 1 << 29
 
     def __init__(self, encoder: nn.Module, *, hidden: int, labels: int, pad_id: int) -> None:
         super().__init__()
@@ -231,6 +238,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.pad_id = pad_id
+        self._kept: dict[bytes, torch.Tensor] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -254,8 +262,33 @@ class Classifier(nn.Module):
 
     def forward(self, ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
         """Logits, [R, labels]."""
-        logits: torch.Tensor = self.head(self.features(ids_RT, mask_RT))
+        features = self._remembered if self._remembers() else self.features
+        logits: torch.Tensor = self.head(features(ids_RT, mask_RT))
         return logits
+
+    def _remembers(self) -> bool:
+        """A base that is shared out among ranks has to run on all of them as often, and does not
+        remember."""
+        return (
+            active() is not None
+            and self.device.type == "cpu"
+            and not any(
+                p.requires_grad or isinstance(p, DTensor) for p in self.encoder.parameters()
+            )
+        )
+
+    def _remembered(self, ids_RT: torch.Tensor, mask_RT: torch.Tensor) -> torch.Tensor:
+        """`features`, computed for the rows that were not met before in this length."""
+        keys = [row.numpy().tobytes() for row in ids_RT.masked_fill(mask_RT == 0, -1).int()]
+        new = {key: row for row, key in enumerate(keys) if key not in self._kept}
+        found: dict[bytes, torch.Tensor] = {}
+        if new:
+            rows = list(new.values())
+            found = dict(zip(new, self.features(ids_RT[rows], mask_RT[rows]), strict=True))
+            room = self.KEPT_BYTES // next(iter(found.values())).nbytes - len(self._kept)
+            kept = islice(found.items(), max(0, room))
+            self._kept.update((key, features_D.clone()) for key, features_D in kept)
+        return torch.stack([found[key] if key in found else self._kept[key] for key in keys])
 
     def record_losses(self, examples: Sequence[Example], length: int) -> torch.Tensor:
         """Cross-entropy of each record's label, shape [R]."""
