@@ -38,7 +38,7 @@ from privft.vault.keys import KeyOpener, agreement_opener
 
 if TYPE_CHECKING:  # 0.2 s of every start, and most commands read no policy and no overlap
     from privft.policy import Policy
-    from privft.vault.overlap import HashSet
+    from privft.vault.overlap import HashSet, Known
 
 FORMAT = "privft-workspace-v1"
 MARKER = "workspace.json"
@@ -311,19 +311,27 @@ class Workspace:
 
     # -- overlap --------------------------------------------------------------------------------
 
-    def overlap_hashes(self, dataset: str) -> HashSet:
+    def overlap_known(self, dataset: str) -> Known:
         """The keyed hashes of a data set's units and texts, as last recorded."""
-        from privft.vault.overlap import HASH_BYTES, HashSet
+        from privft.vault.overlap import read_groups
 
         path = self.folder / "overlap" / dataset
         data = path.read_bytes() if path.exists() else b""
-        if len(data) % HASH_BYTES:
-            raise IntegrityError(f"{path} is cut off: {len(data)} bytes")
-        return HashSet.of(data)
+        return read_groups(data, dataset=dataset, overlap_key=self.overlap_key)
+
+    def overlap_datasets(self) -> list[str]:
+        """The data sets of which anything was ever recorded."""
+        folder = self.folder / "overlap"
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(path.name for path in found if not path.name.startswith("."))
 
     def record_overlap_hashes(self, dataset: str, hashes: HashSet) -> None:
-        """Replace what is recorded for a data set."""
-        write_private(self.folder / "overlap" / dataset, hashes.to_bytes())
+        """Add a group to what is recorded for a data set, of those that are not there yet."""
+        from privft.vault.overlap import group
+
+        path = self.folder / "overlap" / dataset
+        new = hashes - self.overlap_known(dataset).hashes
+        write_private(path, (path.read_bytes() if path.exists() else b"") + group(new))
 
     def forget_overlap_hashes(self, dataset: str) -> None:
         """Remove what is recorded for a data set that did not come to be."""

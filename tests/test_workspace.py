@@ -185,18 +185,32 @@ def test_a_policy_is_kept_whole_and_an_edit_of_it_noticed(made: Workspace) -> No
         made.policy(policy.digest)
 
 
-def test_overlap_hashes_come_back_and_a_cut_file_is_noticed(made: Workspace) -> None:
-    hashes = HashSet.of(b"".join(bytes([i]) * 16 for i in (4, 0, 2, 1, 3, 2)))
-    assert len(made.overlap_hashes("notes")) == 0
-    made.record_overlap_hashes("notes", hashes)
-    assert made.overlap_hashes("notes") == hashes
-    assert len(hashes) == 5
+def test_what_is_known_of_a_data_set_grows_by_groups_and_a_cut_file_is_noticed(
+    made: Workspace,
+) -> None:
+    first, second = (
+        HashSet.of(b"".join(bytes([i]) * 16 for i in some)) for some in ((4, 0, 2, 3, 2), (1, 2, 9))
+    )
+    assert len(made.overlap_known("notes").hashes) == 0
+    made.record_overlap_hashes("notes", first)
+    before = made.overlap_known("notes")
+    made.record_overlap_hashes("notes", second)
+    after = made.overlap_known("notes")
+    assert (before.hashes, after.hashes) == (first, first | second)
+    assert len(after.hashes) == 6
+    assert after.commitments[:1] == before.commitments
+    assert len(set(after.commitments)) == 2
+    assert made.overlap_datasets() == ["notes"]
     path = made.folder / "overlap" / "notes"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match="is cut off: 79 bytes"):
-        made.overlap_hashes("notes")
+    whole = path.read_bytes()
+    for end in (1, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(IntegrityError, match=f"are cut off: {end} bytes"):
+            made.overlap_known("notes")
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert made.overlap_known("notes").commitments[1] != after.commitments[1]
     made.forget_overlap_hashes("notes")
-    assert len(made.overlap_hashes("notes")) == 0
+    assert made.overlap_known("notes").commitments == ()
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ Two independent accountants of dp_accounting look at everything that both suppor
   shares none of that code.  PLD above RDP by more than `TOLERANCE` means that one of them is wrong,
   and so does anything negative, infinite or NaN: an `AccountingError`, never a warning.
 
-Under **substitution** of one unit, RDP does not support Poisson sampling, so `epsilon_rdp` is None
-with a reason and PLD is held against itself on two grids.  (The same event then means the pair of
-distributions that differ by twice the clip norm, as dp_accounting's REPLACE_ONE has it.)
+Under **substitution** of one unit (the pair of distributions that differ by twice the clip norm, as
+dp_accounting's REPLACE_ONE has it) PLD is held against itself on two grids.  Where nothing is
+sampled, that is a Gaussian mechanism of half the noise and RDP prices it too; with Poisson sampling
+RDP does not support the relation, and `epsilon_rdp` is None with a reason.
 
 Calibration searches on the coarse grid, confirms on the fine one, and returns a value that lies on
 the private side: the returned noise is rounded up, the returned steps down, and `cost` of the
@@ -215,7 +216,11 @@ def _cost(events: tuple[Event, ...], delta: float, adjacency: Adjacency) -> Cost
     if adjacency == "substitute":
         other = _epsilon_pld(events, delta, adjacency, 10 * grid)
         check_agreement(pld, other, f"PLD on a grid of {grid:g}", f"PLD on {10 * grid:g}")
-        return answer(epsilon_pld=pld, epsilon_rdp=None, rdp_note=_SUBSTITUTE_NOTE)
+        if any(event.sampling_probability < 1 for event in events):
+            return answer(epsilon_pld=pld, epsilon_rdp=None, rdp_note=_SUBSTITUTE_NOTE)
+        events = tuple(
+            replace(event, noise_multiplier=event.noise_multiplier / 2) for event in events
+        )
     looser, best, edge = _epsilon_rdp(events, delta)
     check_agreement(pld, looser, "PLD", "RDP")
     return answer(epsilon_pld=pld, epsilon_rdp=looser, best_order=best, order_at_edge=edge)
@@ -235,13 +240,17 @@ def check_agreement(sharper: float, looser: float, sharp_name: str, loose_name: 
 def delta_for(
     events: Sequence[Event], epsilon: float, *, adjacency: Adjacency = "add-remove"
 ) -> float:
-    """The delta at which the composition of `events` has this epsilon, by PLD."""
+    """The delta at which the composition of `events` has this epsilon, by PLD, held to RDP's."""
     _check_epsilon(epsilon)
     parts = merged(events)
     if not parts:
         return 0.0
     value = _composed(parts, adjacency, _grid(len(parts))).get_delta_for_epsilon(epsilon)
-    return min(1.0, _trusted(float(value), f"PLD delta at epsilon {epsilon:g}"))
+    delta = min(1.0, _trusted(float(value), f"PLD delta at epsilon {epsilon:g}"))
+    if adjacency == "add-remove" and 1e-9 < delta < 1:  # below it PLD's own truncation shows
+        looser = _epsilon_rdp(parts, delta)[0]
+        check_agreement(epsilon, looser, f"PLD at delta {delta:g}", "RDP")
+    return delta
 
 
 def calibrate_noise(
@@ -324,6 +333,10 @@ def max_steps(
         low -= max(1, low // 1000)
     while low < 1 << 24 and fits(low + 1, FINE):  # the coarse grid is the more cautious one
         low += 1
+    while (
+        low and cost([replace(one, count=low)], delta, adjacency=adjacency).epsilon > target_epsilon
+    ):
+        low -= 1  # asked of both accountants, as for everything that is stated
     return low
 
 

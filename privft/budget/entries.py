@@ -39,7 +39,9 @@ from privft.signing import canonical_json, parse_canonical
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]{0,199}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+Time = Annotated[  # ASCII digits alone: times are compared as text
+    str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
+]
 Words = Annotated[str, Field(max_length=2000)]
 Role = Literal["operator", "approver", "auditor", "witness"]
 Finding = Literal["bound-above-claim", "curve-contradicted", "control-failed", "selfcheck-failed"]
@@ -105,7 +107,11 @@ class DatasetCreated(Body):
 
 
 class Intake(Body):
-    """Records came into a vault."""
+    """Records came into a vault.
+
+    `known` commits to the keyed hashes of all units and texts that the data set ever held
+    (`vault.overlap`), so that a workspace without them, or with older ones, takes nothing in.
+    """
 
     dataset: Name
     lineage: Hex16
@@ -113,6 +119,7 @@ class Intake(Body):
     manifest_digest: Sha256
     provenance_sha256: Sha256
     overlap: Literal["none", "same-lineage"]
+    known: Sha256
 
 
 class VaultRotated(Body):
@@ -304,6 +311,7 @@ BODIES: dict[str, type[Body]] = {
 
 _HEAD = {"index", "kind", "time", "actor", "body"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,199}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)  # strptime takes more forms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +384,8 @@ def check_entry(entry: Entry) -> None:
 def parse_time(text: Any, where: str = "time") -> datetime:
     """The moment that an entry's time says; raises `IntegrityError` for any other form."""
     try:
+        if _TIME.fullmatch(text) is None:
+            raise ValueError("another form")
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except (ValueError, TypeError) as error:
         raise IntegrityError(

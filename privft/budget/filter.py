@@ -33,7 +33,9 @@ interaction and M_i produce the same transcript with the same probability, hence
 Granting the whole delta to every order would prove only k times delta.
 
 A step is a mechanism of its own: its noise and sampling probability are fixed before it answers.
-So a run that stops early is charged for the steps that drew noise, and the filter stays valid.
+So a run that stops early is charged for the steps that drew noise, and the filter stays valid.  The
+steps of runs that are open at the same time interleave into one such sequence; each of them counts
+whole from its reservation on, so what was drawn is never above what was admitted.
 
 **What the numbers mean.**  The guarantee of a data set is its cap (epsilon, delta), from the first
 run to the last; it does not shrink while little is spent.  `epsilon_spent` is *the smallest cap
@@ -164,6 +166,8 @@ def rdp(events: Sequence[Event], orders: Sequence[float]) -> tuple[float, ...]:
     for event in events:
         try:
             step = _rdp_step(event.noise_multiplier, event.sampling_probability, grid)
+            if not all(step):
+                raise ArithmeticError("nothing is free")
         except (ValueError, ArithmeticError) as error:
             raise AccountingError(f"no RDP for {event}: outside of what floats can hold") from error
         totals = [total + event.count * value for total, value in zip(totals, step, strict=True)]
@@ -252,7 +256,7 @@ def admit_sums(cap: Cap, spent: Sequence[float], new: Sequence[float]) -> Admiss
 
 
 def fits(cap: Cap, spent: Sequence[Event], *run: Event) -> int:
-    """How many more runs of exactly these events the cap admits after `spent`."""
+    """How many more runs of exactly these events the cap admits after `spent` (at most 10^18)."""
     before, each = rdp(spent, cap.orders), rdp(run, cap.orders)
 
     def admits(times: int) -> bool:
@@ -263,7 +267,7 @@ def fits(cap: Cap, spent: Sequence[Event], *run: Event) -> int:
         for total, cost, extra in zip(before, each, cap.conversions, strict=True)
         if math.isfinite(cost)
     ]
-    most = max([0, *(int(room * (1 + 1e-9)) for room in rooms)])
+    most = max([0, *(int(min(max(room, 0.0), 1e18) * (1 + 1e-9)) for room in rooms)])
     while most and not admits(most):  # rounding, by at most one or two
         most -= 1
     return most

@@ -150,15 +150,27 @@ class Ledger(Reader):
         return entry
 
     def append(
-        self, kind: str, body: Mapping[str, Any], *, actor: str, time: str | None = None
+        self,
+        kind: str,
+        body: Mapping[str, Any],
+        *,
+        actor: str,
+        time: str | None = None,
+        unchanged: Mapping[str, int] | None = None,
     ) -> Entry:
         """Add an entry; raises `IntegrityError` for a body that its kind does not allow.
+
+        unchanged: kind -> how many entries of it the body rests on; `OrderError` when others came
+        in between, whoever wrote them.
 
         Guarantees: durable on return.  Reservations and settlements have verbs of their own.
         """
         if kind in _OWN_VERBS:
             raise OrderError(f"a {kind} entry is made by Ledger.{_OWN_VERBS[kind]} alone")
         with self._writing() as (transaction, key):
+            for other, count in (unchanged or {}).items():
+                if (now := len(self._history.positions.get(("kind", other), ()))) != count:
+                    raise OrderError(f"there are {now} {other} entries, and {count} were seen")
             return self._add(transaction, key, kind, body, actor, time)
 
     def reserve(

@@ -35,9 +35,12 @@ APPLICATION_ID = 0x70726966  # "prif": how a ledger is told from any other SQLit
 FORMAT = 1
 BUSY_S = 120.0
 NETWORK_FILE_SYSTEMS = re.compile(
-    r"nfs\d?|cifs|smb\w*|ncpfs|9p|afs|afp|ceph|glusterfs|lustre|gpfs|beegfs|ocfs2|gfs2|davfs"
-    r"|fuse\.(sshfs|glusterfs|s3fs|rclone|gcsfuse|davfs2|cephfs|smbnetfs|juicefs|goofys|blobfuse2)"
+    r"nfs\d?|cifs|smb\w*|ncpfs|9p|afs|afp|ceph|glusterfs|lustre|gpfs|beegfs|ocfs2|gfs2|davfs|coda"
+    r"|virtiofs|vboxsf|vmhgfs|prl_fs|orangefs|pvfs2|panfs|wekafs|quobyte|mfs"
+    # a program that answers as a file system may be anything; these are known to be local
+    r"|fuse(\.(?!(gocryptfs|encfs|cryfs|ext2|fuse2fs|ntfs-3g|exfat)$).*)?"
 )
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how the kernel writes a space in a mount point
 _SCHEMA = {
     "entries": "CREATE TABLE entries (position INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
     "journal": "CREATE TABLE journal (run BLOB NOT NULL, step INTEGER NOT NULL, "
@@ -101,7 +104,8 @@ def file_system_of(path: Path, mounts: str) -> str:
         fields = head.split(" ")
         if len(fields) < 5 or not tail:
             continue
-        point = Path(fields[4].encode().decode("unicode_escape"))
+        plain = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), os.fsencode(fields[4]))
+        point = Path(os.fsdecode(plain))
         # the last line that mounts a point is the one on top
         if target.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), tail.split(" ")[0]

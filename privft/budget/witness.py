@@ -25,8 +25,11 @@ through files (a USB stick is enough):
 
 The nonce keeps an old answer from passing for a new one; it has to live in the memory of the
 process that asks, because a challenge kept on a disk could be set back together with the disk and
-be answered by the old answer.  The window that remains: what was written after the witness was last
-asked can be lost without its noticing.  A policy says how wide it may be (`witness_within`).
+be answered by the old answer.
+
+The window that remains: what was written after the witness was last asked can be lost without its
+noticing, and a ledger that was set back to a state with a young answer in it goes on until the next
+question, which it cannot pass.  A policy says how wide it may be (`witness_within`).
 
 A cosignature line has key type 4: its base64 holds the first 4 bytes of SHA-256(name || 0x0A ||
 0x04 || public key), 8 bytes of big-endian POSIX time, and 64 bytes of signature over
@@ -190,7 +193,8 @@ class Freshness:
     """How far the ledger is from the newest checkpoint that a witness cosigned.
 
     entries: written since that was recorded.  days: since the witness answered, by the earlier of
-    its clock and the ledger's.
+    its clock and the ledger's, until now, or until the ledger's last entry where a clock that was
+    set back says an earlier now.
     """
 
     witness: str
@@ -205,9 +209,11 @@ def freshness(ledger: Reader, now: str) -> Freshness | None:
             person = ledger.keyring().may(entry.body["witness"], "witness", entry.time)
             answered = cosigned_at(entry.body["cosigned"], person.verify_key)
             earlier = min(float(answered), parse_time(entry.time).timestamp())
+            last = ledger.entry(ledger.size - 1)
+            until = max(parse_time(now), parse_time(last.time)).timestamp()
             return Freshness(
                 witness=person.name,
-                entries=ledger.size - entry.index - 1,
-                days=(parse_time(now).timestamp() - earlier) / 86400,
+                entries=last.index - entry.index,
+                days=(until - earlier) / 86400,
             )
     return None

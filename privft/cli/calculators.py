@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,22 @@ from privft.budget.selection import AnyEvent, Selection, event_from_dict, single
 from privft.cli.session import FILE, json_option, print_json, say, table
 from privft.errors import AccountingError, ConfigError, UsageError
 
-_PROBABILITY = click.FloatRange(0, 1, min_open=True)
-_OPEN = click.FloatRange(0, 1, min_open=True, max_open=True)
-_POSITIVE = click.FloatRange(0, min_open=True)
+
+class _Range(click.FloatRange):
+    """click's range, which NaN and an endless infinity would pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+_PROBABILITY = _Range(0, 1, min_open=True)
+_OPEN = _Range(0, 1, min_open=True, max_open=True)
+_POSITIVE = _Range(0, min_open=True)
 _ADJACENCY = click.Choice(["add-remove", "substitute"])
 
 
@@ -291,7 +305,7 @@ def _drawing(tpr_bound: Callable[[float], float]) -> list[str]:
 @click.option("--canaries", type=click.IntRange(min=1), required=True)
 @click.option("--guesses", type=click.IntRange(min=1), required=True)
 @click.option("--correct", type=click.IntRange(min=0), required=True)
-@click.option("--delta", type=click.FloatRange(0, 1, max_open=True), required=True)
+@click.option("--delta", type=_Range(0, 1, max_open=True), required=True)
 @click.option("--significance", type=_OPEN, default=0.05, show_default=True)
 @json_option
 def bound_command(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from privft.budget.entries import format_time
 from privft.budget.filter import Cap, gauge, merged, rdp
+from privft.budget.history import BudgetView
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
+from privft.budget.replay import LedgerCheck, verify_bundle
 from privft.cli.session import FILE, json_option, print_json, say, session, table
 from privft.cli.witness import recover_command, witness_command
-from privft.errors import UsageError
+from privft.errors import IntegrityError, UsageError
 from privft.stages.trustroot import trust_of
 
 
@@ -27,7 +31,20 @@ ledger_command.add_command(witness_command)
 ledger_command.add_command(recover_command)
 
 
-def _budget_rows(ledger: Ledger, last: int) -> list[dict[str, Any]]:
+_IF = "if parameters had been chosen without looking at earlier outputs"
+
+
+def _composed(view: BudgetView) -> dict[str, Any] | None:
+    """What all runs of a budget cost together by PLD, which is no guarantee, and says so."""
+    from privft.budget.accounting import cost
+
+    if view.exhausted:  # what was lost is not known
+        return None
+    found = cost((*view.spent, *view.reserved), view.cap.delta)
+    return {"epsilon_pld": found.epsilon_pld, "delta": found.delta, "holds": _IF}
+
+
+def _budget_rows(ledger: Ledger, last: int, *, composed: bool) -> list[dict[str, Any]]:
     """For each data set: what its budget is, what is spent of it, and by its last runs."""
     rows = []
     for created in ledger.entries(kind="dataset-created"):
@@ -51,6 +68,7 @@ def _budget_rows(ledger: Ledger, last: int) -> list[dict[str, Any]]:
                 if charged
                 else None,
                 "run_table": _run_rows(ledger, view.cap, records, last),
+                **({"composed": _composed(view)} if composed else {}),
             }
         )
     return rows
@@ -92,15 +110,18 @@ def _run_rows(
 @click.option(
     "--last", type=click.IntRange(min=0), default=20, show_default=True, help="Runs to list."
 )
+@click.option(
+    "--composed", is_flag=True, help=f"All runs of a budget by PLD too: what they would cost {_IF}."
+)
 @json_option
 @click.pass_context
-def show(ctx: click.Context, entries: bool, last: int, as_json: bool) -> None:
+def show(ctx: click.Context, entries: bool, last: int, composed: bool, as_json: bool) -> None:
     """What is spent and left of each data set's budget, by which runs, and what still fits."""
     with session(ctx).ledger() as ledger:
         if entries:
             _show_entries(ledger, as_json)
             return
-        rows = _budget_rows(ledger, last)
+        rows = _budget_rows(ledger, last, composed=composed)
     if as_json:
         print_json(rows)
         return
@@ -129,6 +150,13 @@ def show(ctx: click.Context, entries: bool, last: int, as_json: bool) -> None:
         if row["recovered"]:
             say(f"{row['dataset']}: spent whole by a recovery; what was lost may have used it")
     _show_runs(rows)
+    for row in {row["lineage"]: row for row in rows if row.get("composed")}.values():
+        found = row["composed"]
+        click.echo(
+            f"{row['dataset']}: its {row['runs']} runs cost epsilon {found['epsilon_pld']:.2f} "
+            f"together at delta {found['delta']:g} by PLD, {found['holds']}; the guarantee is the "
+            "cap"
+        )
 
 
 def _show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -189,32 +217,76 @@ def _show_entries(ledger: Ledger, as_json: bool) -> None:
     type=FILE,
     help="A checkpoint from outside this machine; the ledger must extend it.",
 )
+@click.option("--bundle", type=FILE, help="An export instead of this workspace's ledger.")
+@click.option(
+    "--trust", type=FILE, help="With --bundle: whose it is; by default the workspace around here."
+)
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
-    """Replay the ledger from its first byte; compare it with checkpoints kept elsewhere."""
+def verify(
+    ctx: click.Context,
+    files: tuple[Path, ...],
+    bundle: Path | None,
+    trust: Path | None,
+    as_json: bool,
+) -> None:
+    """Replay the ledger from its first byte; compare it with checkpoints kept elsewhere.
+
+    With --bundle it replays what privft ledger export wrote, on any machine: the trust root alone
+    says which log's key to believe.
+    """
+    if trust is not None and bundle is None:
+        raise UsageError("--trust says whose a --bundle is", hint="--bundle FILE")
     try:
         notes = [path.read_text(encoding="utf-8") for path in files]
     except OSError as error:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
-    with session(ctx).ledger() as ledger:
-        found = ledger.verify(notes)
+    except UnicodeDecodeError as error:
+        raise IntegrityError("a checkpoint that is not text") from error
+    if bundle is not None:
+        found = _check_bundle(ctx, bundle, trust, notes)
+    else:
+        with session(ctx).ledger() as ledger:
+            found = ledger.verify(notes)
     if as_json:
         body = {"entries": found.size, "root": found.root, "checkpoints": len(notes)}
-        print_json({**body, "superseded": found.superseded})
+        counts = {"runs": found.runs, "open_runs": found.open_runs, "budgets": found.lineages}
+        print_json({**body, "superseded": found.superseded, **counts})
     else:
         click.echo(f"the ledger is whole: {found.size} entries, root {found.root}")
+        say(f"{found.runs} runs ({found.open_runs} open) on {found.lineages} budget(s)")
         if found.superseded:
             say(f"{found.superseded} checkpoint(s) are of a branch that a recovery gave up")
         if not notes:
             say("a rollback of the whole file shows only against a --checkpoint kept elsewhere")
 
 
+def _check_bundle(
+    ctx: click.Context, bundle: Path, trust: Path | None, notes: Sequence[str]
+) -> LedgerCheck:
+    from privft.cli.verify import trust_root
+
+    try:
+        body = json.loads(bundle.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {bundle}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{bundle} is no ledger bundle: it is no JSON") from error
+    if not isinstance(body, dict):
+        raise IntegrityError(f"{bundle} is no ledger bundle")
+    root = trust_root(ctx, trust)
+    root.check_current(format_time(datetime.now(UTC)))
+    return verify_bundle(body, root.log(), notes)
+
+
 @ledger_command.command("export")
 @click.option("-o", "--output", type=FILE, help="By default stdout.")
 @click.pass_context
 def export(ctx: click.Context, output: Path | None) -> None:
-    """The whole ledger as one JSON bundle that verifies elsewhere; nothing private in it."""
+    """The whole ledger as one JSON bundle; nothing private in it.
+
+    It verifies elsewhere: privft ledger verify --bundle FILE --trust trust.json
+    """
     with session(ctx).ledger() as ledger:
         text = json.dumps(ledger.export(), indent=1)
     if output is None:

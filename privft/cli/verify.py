@@ -26,7 +26,7 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}")
     now, small = format_time(datetime.now(UTC)), "torch" not in sys.modules
-    checks = verify_release(folder, _root(ctx, trust), now=now, at_once=small)
+    checks = verify_release(folder, trust_root(ctx, trust), now=now, at_once=small)
     if as_json:
         print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
     else:
@@ -37,7 +37,8 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
         click.echo("verified: everything that can be checked without the data holds")
 
 
-def _root(ctx: click.Context, trust: Path | None) -> TrustRoot:
+def trust_root(ctx: click.Context, trust: Path | None) -> TrustRoot:
+    """The trust root in a file, or that of the workspace around here."""
     if trust is not None:
         try:
             return parse_trust(trust.read_bytes())

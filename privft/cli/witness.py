@@ -230,9 +230,11 @@ def _kept(state: Path, trust: Path | None) -> tuple[VerifyKey, str]:
     given = None
     if trust is not None:
         try:
-            given = parse_trust(trust.read_bytes()).log()
+            root = parse_trust(trust.read_bytes())
         except OSError as error:
             raise UsageError(f"cannot read {trust}: {error.strerror}") from error
+        root.check_current(format_time(datetime.now(UTC)))
+        given = root.log()
     if not state.exists():
         if given is None:
             raise UsageError(
@@ -289,8 +291,11 @@ def recover_command(
             envelope = dsse_sign(statement, RECOVERY_TYPE, [person.signing for person in people])
             ledger.recover(actor=people[0].name, known=known, reason=reason, envelope=envelope)
         newest, size = Checkpoint.open(known[-1], ledger.key).size, ledger.size
+        here = {entry.body["dataset"] for entry in ledger.entries(kind="dataset-created")}
     say(f"{newest} entries were once signed; the ledger goes on from a backup, now {size} entries")
     say(f"spent from here on: all of {len(lineages)} budget(s)")
+    for lost in sorted(set(opened.workspace.overlap_datasets()) - here):
+        say(f"data set {lost} was made in the gap: its records are not taken in again")
     say("a witness of what was lost will not follow: it starts anew with --trust, by a decision")
 
 

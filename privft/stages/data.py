@@ -13,8 +13,8 @@ all units and texts of the vault with the other data sets once more, so that not
 comparison by being interrupted, and takes one change at a time: each manifest names the one before.
 
 Overlap.  Every unit id and text that comes in is compared, by keyed hash, with all other data sets
-of the workspace.  What is known already has a budget already: the intake is refused unless the
-data set joined that budget when it was created (`join`).
+of the ledger (`stages.overlap`).  What is known already has a budget already: the intake is refused
+unless the data set joined that budget when it was created (`join`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
-from privft.stages.overlap import compared
+from privft.stages.overlap import Compared, compared, enter
 from privft.vault import store, verify
 from privft.vault.adding import IntakeSummary
 from privft.vault.erasure import certify
@@ -111,10 +111,10 @@ def create_vault(
     )
     lineage = vault.lineage if joined is None else joined.body["lineage"]
     first = _version(vault)
-    summary, met = None, False
+    summary, found = None, None
     if sources:
         try:
-            summary, met = _take_in(
+            summary, found = _take_in(
                 workspace,
                 ledger,
                 vault,
@@ -126,27 +126,35 @@ def create_vault(
                 progress,
             )
         except BaseException:
-            vault.close()
-            shutil.rmtree(path)
-            workspace.forget_overlap_hashes(dataset)
+            _take_back(workspace, vault)
             raise
     cap = policy.cap(declared_units).to_dict() if joined is None else joined.body["cap"]
-    ledger.append(
-        "dataset-created",
-        {
-            **first,
-            "lineage": lineage,
-            "unit": unit,
-            "cap": cap,
-            "declared_units": declared_units,
-            "policy": policy.name,
-            "policy_digest": policy.digest,
-        },
-        actor=actor.name,
-    )
-    if summary is not None:
-        _complete(workspace, ledger, vault, actor=actor, met=met)
+    body = {
+        **first,
+        "lineage": lineage,
+        "unit": unit,
+        "cap": cap,
+        "declared_units": declared_units,
+        "policy": policy.name,
+        "policy_digest": policy.digest,
+    }
+    if found is None:
+        ledger.append("dataset-created", body, actor=actor.name)
+    else:
+        try:
+            _, found = enter(workspace, ledger, found, "dataset-created", body, actor=actor.name)
+        except UsageError:  # somebody else took in the same records meanwhile
+            _take_back(workspace, vault)
+            raise
+        _complete(workspace, ledger, vault, actor=actor, found=found)
     return vault, summary
+
+
+def _take_back(workspace: Workspace, vault: Vault) -> None:
+    """Leave nothing of a vault that the ledger has not heard of."""
+    vault.close()
+    shutil.rmtree(vault.path)
+    workspace.forget_overlap_hashes(vault.manifest.dataset)
 
 
 def check_new(
@@ -259,8 +267,8 @@ def adopt(
             )
         key = workspace.overlap_key
         hashes = vault.unit_hashes(key) | vault.content_hashes(key)
-        met = compared(workspace, ledger, dataset, lineage, hashes)
-        return _complete(workspace, ledger, vault, actor=actor, met=met).kind
+        found = compared(workspace, ledger, dataset, lineage, hashes)
+        return _complete(workspace, ledger, vault, actor=actor, found=found).kind
 
 
 def _version(vault: Vault) -> dict[str, str]:
@@ -273,20 +281,22 @@ def _version(vault: Vault) -> dict[str, str]:
 
 
 def _complete(
-    workspace: Workspace, ledger: Ledger, vault: Vault, *, actor: Identity, met: bool = False
+    workspace: Workspace,
+    ledger: Ledger,
+    vault: Vault,
+    *,
+    actor: Identity,
+    found: Compared | None = None,
 ) -> Entry:
     """Write what belongs to the change that made this version: last, the ledger's entry.
 
-    met: whether other data sets of the lineage hold some of the records that came in.
+    found: of an intake, how its records compare with the other data sets.
     """
     cause, body = vault.manifest.cause, _version(vault)
     if isinstance(cause, Intake):
-        body |= {
-            "lineage": dataset_entry(ledger, body["dataset"]).body["lineage"],
-            "provenance_sha256": cause.provenance_sha256,
-            "overlap": "same-lineage" if met else "none",
-        }
-        return ledger.append("intake", body, actor=actor.name)
+        assert found is not None
+        body |= {"lineage": found.lineage, "provenance_sha256": cause.provenance_sha256}
+        return enter(workspace, ledger, found, "intake", body, actor=actor.name)[0]
     if isinstance(cause, Rotation):
         return ledger.append("vault-rotated", body, actor=actor.name)
     certificate = certify(vault.manifest, actor.signing)
@@ -314,10 +324,10 @@ def add_records(
 ) -> IntakeSummary:
     """Add records, or nothing; overlap with another budget's data is refused."""
     lineage = dataset_entry(ledger, vault.manifest.dataset).body["lineage"]
-    summary, met = _take_in(
+    summary, found = _take_in(
         workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet, progress
     )
-    _complete(workspace, ledger, vault, actor=actor, met=met)
+    _complete(workspace, ledger, vault, actor=actor, found=found)
     return summary
 
 
@@ -331,16 +341,14 @@ def _take_in(
     skip_bad: bool,
     parquet: ParquetOpener | None,
     progress: Callable[[int], None] | None,
-) -> tuple[IntakeSummary, bool]:
-    """Put records into the vault; also whether others of its lineage hold some of them."""
-    dataset = vault.manifest.dataset
-    met = False
+) -> tuple[IntakeSummary, Compared]:
+    """Put records into the vault; also how they compare with those of other data sets."""
+    dataset, found = vault.manifest.dataset, list[Compared]()
 
     def compare(units: HashSet, contents: HashSet) -> None:
         # Recorded before the vault commits: an intake that fails leaves a few hashes too many,
         # never too few.
-        nonlocal met
-        met = compared(workspace, ledger, dataset, lineage, units | contents)
+        found.append(compared(workspace, ledger, dataset, lineage, units | contents))
 
     summary = vault.add(
         sources,
@@ -353,7 +361,7 @@ def _take_in(
         on_overlap=compare,
         progress=progress,
     )
-    return summary, met
+    return summary, found[-1]
 
 
 def rotate_vault(

@@ -141,9 +141,15 @@ def test_substitution_has_one_accountant_and_says_so() -> None:
     assert answer.epsilon_pld > cost([event(2.0, 0.05, 50)], 1e-6).epsilon_pld
 
 
-def test_substitution_of_a_plain_gaussian_is_twice_the_sensitivity() -> None:
-    double = cost([event(2.0)], 1e-6, adjacency="substitute")
-    assert double.epsilon == pytest.approx(cost([event(1.0)], 1e-6).epsilon, abs=1e-3)
+def test_substitution_of_a_plain_gaussian_is_twice_the_sensitivity_for_both_accountants() -> None:
+    double = cost([event(2.0), event(6.0, count=3)], 1e-6, adjacency="substitute")
+    alone = cost([event(1.0), event(3.0, count=3)], 1e-6)
+    assert double.epsilon == pytest.approx(alone.epsilon, abs=1e-3)
+    assert double.epsilon_rdp == alone.epsilon_rdp
+    assert double.rdp_note is None
+    mixed = cost([event(2.0), event(2.0, 0.05, 50)], 1e-6, adjacency="substitute")
+    assert mixed.epsilon_rdp is None
+    assert "Poisson" in (mixed.rdp_note or "")
 
 
 def test_an_unknown_relation_is_an_error() -> None:

@@ -110,6 +110,18 @@ def test_a_file_and_the_parameters_of_one_event_exclude_each_other(
     assert "not both" in privft(command, "--events", file, *options, *delta, code=2).stderr
 
 
+@pytest.mark.parametrize("wrong", ["nan", "inf", "-1", "0"])
+@pytest.mark.parametrize(
+    "option", ["--noise-multiplier", "--sampling-probability", "--delta", "--target-epsilon"]
+)
+def test_a_number_that_makes_no_sense_is_a_usage_error(option: str, wrong: str) -> None:
+    given = {"--sampling-probability": 0.1, "--steps": 3, "--delta": DELTA}
+    verb = "noise" if option == "--target-epsilon" else "epsilon"
+    given["--noise-multiplier" if verb == "epsilon" else option] = 1.0
+    words = [word for pair in (given | {option: wrong}).items() for word in pair]
+    assert option in privft(verb, *words, code=2).stderr
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "[3]", '[{"kind": "laplace"}]'])
 def test_a_file_that_is_no_list_of_events_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "events.json").write_text(text)

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "manifest_digest": HASH,
         "provenance_sha256": HASH,
         "overlap": "none",
+        "known": HASH,
     },
     "vault-rotated": {"dataset": "notes", "manifest_root": HASH, "manifest_digest": HASH},
     "vault-erased": {
@@ -149,6 +150,8 @@ def test_values_that_make_no_sense_are_refused(kind: str, field: str, wrong: Any
         {"time": "2026-11-23 20:15:24"},
         {"time": "2026-11-23T20:15:24+00:00"},
         {"time": "2026-02-30T00:00:00Z"},
+        {"time": "2026-2-3T00:00:00Z"},
+        {"time": "\u0662026-02-03T00:00:00Z"},
         {"time": None},
         {"actor": ""},
         {"actor": 1},

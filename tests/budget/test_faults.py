@@ -245,6 +245,30 @@ def test_a_failing_fsync_is_an_error_and_never_a_reservation(prepared: Path, whe
     assert not refused or when < 9, "a reservation waits for the disk once or twice"
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to fail a system call")
+@pytest.mark.parametrize("act", [journal_first, settle_first])
+def test_a_failing_fsync_records_no_step_and_no_settlement(
+    prepared: Path, act: Callable[[Ledger], None]
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.budget import test_faults as faults\n"
+        f"ledger = faults.open_at(Path({str(prepared)!r}))\n"
+        f"try: faults.{act.__name__}(ledger)\n"
+        "except faults.PrivftError as error: sys.exit(f'refused: {error}')\n"
+    )
+    inject = "inject=fsync,fdatasync:error=EIO"
+    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fsync,fdatasync", "-e", inject]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "refused: the disk that holds the ledger failed" in done.stderr
+    with open_at(prepared) as ledger:
+        ledger.verify()
+        (record,) = ledger.runs()
+        assert record.settled is None
+        assert len(ledger.journal_entries(record.run)) == 2
+
+
 CROWD = 32
 
 

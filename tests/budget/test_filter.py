@@ -102,6 +102,14 @@ def test_numbers_beyond_floats_are_errors(noise: float) -> None:
         rdp([Event(noise_multiplier=noise, sampling_probability=0.5)], (2.0,))
 
 
+def test_nothing_is_free_because_its_cost_is_below_the_smallest_float() -> None:
+    with pytest.raises(AccountingError):
+        rdp([Event(noise_multiplier=1.0, sampling_probability=1e-170)], (2.0,))
+    barely = Event(noise_multiplier=1.0, sampling_probability=1e-160)
+    assert fits(Cap(epsilon=8.0, delta=1e-6, orders=(32.0,)), [], barely) >= 10**18
+    assert fits(Cap(epsilon=8.0, delta=1e-6, orders=(2.0,)), [], barely) == 0
+
+
 @pytest.mark.parametrize("orders", [(1.0,), (2.5,), (1.5, 2.0), (math.inf,)])
 def test_only_whole_orders_from_two_up_are_known(orders: tuple[float, ...]) -> None:
     with pytest.raises(ValueError):

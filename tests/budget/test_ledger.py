@@ -19,7 +19,7 @@ from privft.budget.filter import Cap, gauge, rdp
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.budget.replay import verify_bundle
-from privft.budget.store import file_system_of
+from privft.budget.store import NETWORK_FILE_SYSTEMS, file_system_of
 from privft.budget.translog import Checkpoint, verify_consistency, verify_inclusion
 from privft.errors import (
     BudgetExceeded,
@@ -668,6 +668,7 @@ MOUNTS = """\
 31 30 0:41 / /home/ann/local\\040disk rw - xfs /dev/sdb rw
 32 22 0:42 / /mnt rw - ext4 /dev/sdc rw
 33 32 0:43 / /mnt rw - cifs //server/share rw
+34 22 0:44 / /srv/stra\u00dfe\\134a rw - nfs server:/x rw
 """
 
 
@@ -678,8 +679,29 @@ def test_the_file_system_of_a_path_is_the_innermost_and_latest_mount() -> None:
         ("/home/ann/local disk/x", "xfs"),
         ("/homestead/x", "ext4"),
         ("/mnt/x", "cifs"),
+        ("/srv/stra\u00dfe\\a/x", "nfs"),
     ):
         assert file_system_of(Path(path), MOUNTS) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("ext4", False),
+        ("tmpfs", False),
+        ("fuseblk", False),
+        ("fuse.gocryptfs", False),
+        ("fuse.sshfs", True),
+        ("fuse.somebody-s-bucket", True),
+        ("fuse", True),
+        ("virtiofs", True),
+        ("smb3", True),
+    ],
+)
+def test_what_is_known_to_be_remote_or_not_known_to_be_local_is_refused(
+    kind: str, refused: bool
+) -> None:
+    assert bool(NETWORK_FILE_SYSTEMS.fullmatch(kind)) is refused
 
 
 def test_network_file_systems_are_refused(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from click.testing import CliRunner, Result
 
+from privft.budget.accounting import cost
 from privft.budget.filter import fits
 from privft.budget.ledger import Ledger
 from privft.cli import main
@@ -76,6 +78,26 @@ def test_show_lists_the_runs_of_each_budget(workspace: Workspace) -> None:
     assert "Runs on letters" not in shown
 
 
+def test_runs_composed_by_pld_are_shown_on_request_with_what_that_assumes(
+    workspace: Workspace,
+) -> None:
+    assumption = "if parameters had been chosen without looking at earlier outputs"
+    assert assumption not in privft(workspace, "ledger", "show").stdout
+    shown = " ".join(privft(workspace, "ledger", "show", "--composed").stdout.split())
+    assert shown.index("Budgets") < shown.index(assumption), "it never headlines"
+    assert f"by PLD, {assumption}; the guarantee is the cap" in shown
+    rows = json.loads(privft(workspace, "ledger", "show", "--composed", "--json").stdout)
+    with workspace.ledger() as ledger:
+        view = ledger.budget(LINEAGE)
+    together = cost((*view.spent, *view.reserved), CAP.delta).epsilon_pld
+    assert rows[0]["composed"] == {
+        "epsilon_pld": together,
+        "delta": CAP.delta,
+        "holds": assumption,
+    }
+    assert rows[2]["composed"]["epsilon_pld"] == 0.0
+
+
 def test_backup_copies_the_ledger_and_remembers_when(workspace: Workspace, tmp_path: Path) -> None:
     privft(workspace, "ledger", "backup", tmp_path / "copy.db")
     with Ledger.open(tmp_path / "copy.db", log_key=workspace.log.public) as copy:
@@ -95,3 +117,35 @@ def test_verify_compares_with_a_checkpoint_from_outside(
         run_to_the_end(ledger)
     said = json.loads(privft(workspace, "ledger", "verify", "--checkpoint", note, "--json").stdout)
     assert (said["checkpoints"], said["superseded"]) == (1, 0)
+
+
+def test_an_export_verifies_elsewhere_by_the_trust_root_alone(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    privft(workspace, "ledger", "export", "-o", "bundle.json")
+    for name, verb in (("trust.json", "trust"), ("kept.note", "checkpoint")):
+        Path(name).write_text(privft(workspace, "ledger", verb).stdout)
+    (tmp_path / "ward").rename(tmp_path / "far away")
+    check = ("ledger", "verify", "--bundle", "bundle.json")
+    said = json.loads(without_workspace(*check, "--trust", "trust.json", "--json").stdout)
+    assert (said["entries"], said["runs"], said["open_runs"], said["budgets"]) == (10, 3, 1, 2)
+    without_workspace(*check, "--trust", "trust.json", "--checkpoint", "kept.note")
+    assert "whose signatures count" in without_workspace(*check, code=2).stderr
+    without_workspace("ledger", "verify", "--trust", "trust.json", code=2)
+    bundle = json.loads(Path("bundle.json").read_text())
+    short: Any = bundle | {"entries": bundle["entries"][:-1]}
+    for wrong in (short, [], "x", bundle | {"more": 1}):
+        Path("bundle.json").write_text(json.dumps(wrong))
+        without_workspace(*check, "--trust", "trust.json", code=13)
+    Path("bundle.json").write_text("{")
+    without_workspace(*check, "--trust", "trust.json", code=13)
+
+
+def without_workspace(*arguments: str, code: int = 0) -> Result:
+    with mock.patch("privft.hardening.lock_down"):
+        done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == code, (done.stdout, done.stderr)
+    return done

@@ -35,11 +35,13 @@ from privft.errors import (
 from privft.policy import Age, Policy, load_policy
 from privft.signing import Identity, SigningKey, dsse_sign
 from tests.budget.samples import (
+    CAP,
     LINEAGE,
     LOG_KEY,
     OTHER_KEY,
     key_added,
     new_ledger,
+    reservation_body,
     reserve,
     run_to_the_end,
 )
@@ -51,7 +53,8 @@ DESK = WITNESS.signing
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with new_ledger(tmp_path) as opened:
-        opened.append("key-added", key_added(WITNESS, "witness"), actor="ann")
+        body, early = key_added(WITNESS, "witness"), "2026-01-01T00:00:00Z"
+        opened.append("key-added", body, actor="ann", time=early)
         yield opened
 
 
@@ -167,16 +170,23 @@ def test_what_no_witness_said_is_not_recorded_and_does_not_verify(ledger: Ledger
 
 
 def test_the_age_of_a_witness_is_counted_in_entries_and_days(ledger: Ledger) -> None:
-    now = "2026-11-23T20:15:24Z"  # POSIX time 1795464924, at which the witness answers here
-    assert freshness(ledger, now) is None
+    asked = "2026-11-23T20:15:24Z"  # POSIX time 1795464924, at which the witness answers here
+
+    def reserve_at(time: str) -> None:
+        ledger.reserve(actor="ann", body=reservation_body(steps=1), cap=CAP, time=time)
+
+    assert freshness(ledger, asked) is None
     challenge, reply, kept = answered(ledger, "")
-    accept(ledger, challenge, reply, witness="desk", actor="ann", time="2026-11-24T20:15:24Z")
-    assert freshness(ledger, now) == Freshness(witness="desk", entries=0, days=0.0)
-    reserve(ledger, steps=1)
+    accept(ledger, challenge, reply, witness="desk", actor="ann", time=asked)
+    assert freshness(ledger, asked) == Freshness(witness="desk", entries=0, days=0.0)
+    reserve_at("2026-11-25T20:15:24Z")
     later = freshness(ledger, "2026-11-26T08:15:24Z")
     assert later == Freshness(witness="desk", entries=1, days=2.5)
+    # a clock that was set back makes no witness younger than the ledger's last entry says
+    back = freshness(ledger, "2026-11-01T00:00:00Z")
+    assert back == Freshness(witness="desk", entries=1, days=2.0)
     # an answer without a cosignature is no word of a witness
-    reserve(ledger, steps=1)
+    reserve_at("2026-11-25T20:15:24Z")
     challenge, reply, _ = answered(ledger, "")
     reply, _ = answer(
         challenge | {"since": 1},
@@ -186,7 +196,7 @@ def test_the_age_of_a_witness_is_counted_in_entries_and_days(ledger: Ledger) -> 
         posix_time=1795464925,
     )
     assert reply["cosigned"] == ""
-    accept(ledger, challenge, reply, witness="desk", actor="ann")
+    accept(ledger, challenge, reply, witness="desk", actor="ann", time="2026-11-25T20:15:24Z")
     again = freshness(ledger, "2026-11-26T08:15:24Z")
     assert again is not None
     assert (again.entries, again.days) == (3, 2.5)

@@ -149,7 +149,9 @@ def check_entry(folder: Path, kind: str) -> None:
             assert (last.name, last.who) == ("more.jsonl", "ada")
             assert body["provenance_sha256"] == provenance_digest([last])
             assert body["overlap"] == "none"
-            assert vault.unit_hashes(workspace.overlap_key) <= workspace.overlap_hashes("notes")
+            known = workspace.overlap_known("notes")
+            assert vault.unit_hashes(workspace.overlap_key) <= known.hashes
+            assert body["known"] == known.commitments[-1]
         if kind == "vault-erased":
             text = data.certificate_path(workspace, body["commitment"]).read_bytes()
             certificate = open_certificate(json.loads(text), workspace.signer_keys(ledger))

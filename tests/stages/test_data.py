@@ -91,6 +91,57 @@ def test_the_hashes_of_an_intake_that_was_killed_still_count(
     assert "in data set notes already" in world.privft(*making, code=2).err
 
 
+def test_nothing_is_taken_in_where_what_a_data_set_holds_is_not_known(world: World) -> None:
+    """A workspace that lost the hashes, or another enclave's, which lacks the newest ones."""
+    known = world.folder / "workspace" / "overlap" / "notes"
+    older = known.read_bytes()
+    world.privft("vault", "add", "notes", world.folder / "public.jsonl")
+    newer = known.read_bytes()
+    rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
+    making = ("vault", "create", "more", "--from", rows, *NOTES, *SIZE)
+    for held in (None, older, newer[:-1] + bytes([newer[-1] ^ 1])):
+        known.unlink()
+        if held is not None:
+            known.write_bytes(held)
+        for command in (making, (*making, "--dry-run"), ("vault", "add", "notes", rows)):
+            refused = world.privft(*command, code=13)
+            assert "does not know what data set notes holds" in refused.err
+            assert "overlap/notes" in refused.err
+        known.write_bytes(older)
+    known.write_bytes(newer)
+    world.privft(*making)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_two_intakes_at_once_the_later_one_sees_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """The first one comes between the comparison of the second and its entry."""
+    rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
+    other = write_rows(world.folder / "other.jsonl", note_rows(patients=3, seed=6))
+    real, sizes = data.enter, list[int]()
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(data, "enter", real)
+        source = rows if same else other
+        world.privft("vault", "create", "first", "--from", source, *NOTES, *SIZE)
+        with world.ledger() as ledger:
+            sizes.append(ledger.size)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(data, "enter", late)
+    making = ("vault", "create", "second", "--from", rows, *NOTES, *SIZE)
+    done = world.privft(*making, code=2 if same else 0)
+    with world.ledger() as ledger:
+        assert ledger.size == sizes[0] + (0 if same else 2)
+    if same:
+        assert "in data set first already" in done.err
+        assert not (world.folder / "workspace" / "vaults" / "second").exists()
+        assert not (world.folder / "workspace" / "overlap" / "second").exists()
+    else:
+        assert world.kinds()[-4:] == ["dataset-created", "intake"] * 2
+
+
 def test_a_creation_that_was_killed_before_its_entry_leaves_no_budget(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
