@@ -255,7 +255,10 @@ def _csv_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error:
-            yield Row(line=line, columns={}, fault="not CSV: a quote or line end out of place")
+            fault = "not CSV: a quote or line end out of place"
+            if reader.line_num > line:  # a quote that is not closed swallows what comes after it
+                fault += f", and with it all up to line {reader.line_num}"
+            yield Row(line=line, columns={}, fault=fault)
             continue
         if header is None:
             header = values

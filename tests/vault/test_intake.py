@@ -88,6 +88,14 @@ def test_csv_keeps_text_as_text(tmp_path: Path, zipped: bool) -> None:
     ]
 
 
+def test_a_quote_that_is_not_closed_says_how_much_it_swallows(tmp_path: Path) -> None:
+    """Left out with --skip-bad it counts as one row, and is more."""
+    path = tmp_path / "a.csv"
+    path.write_text('patient,note\n1,"open\n2,x\n3,y\n')
+    fault = "not CSV: a quote or line end out of place, and with it all up to line 4"
+    assert rows_of(path) == [(2, {}, fault)]
+
+
 def test_a_csv_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("note,note\n1,2\n")
