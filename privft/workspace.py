@@ -325,11 +325,6 @@ class Workspace:
         """Replace what is recorded for a data set."""
         write_private(self.folder / "overlap" / dataset, hashes.to_bytes())
 
-    @property
-    def overlap_lock(self) -> Path:
-        """The lock of whoever compares and records them; no data set has this name."""
-        return self.folder / "overlap" / ".lock"
-
     def forget_overlap_hashes(self, dataset: str) -> None:
         """Remove what is recorded for a data set that did not come to be."""
         (self.folder / "overlap" / dataset).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.policy import Policy
 from privft.signing import Identity, canonical_json, sha256_hex
-from privft.stages.overlap import Comparison
+from privft.stages.overlap import compared
 from privft.vault import store, verify
 from privft.vault.adding import IntakeSummary
 from privft.vault.erasure import certify
@@ -111,34 +111,41 @@ def create_vault(
     )
     lineage = vault.lineage if joined is None else joined.body["lineage"]
     first = _version(vault)
-    summary = None
-    with Comparison(workspace, ledger, dataset, lineage) as compare:
-        if sources:
-            try:
-                summary = _take_in(
-                    workspace, ledger, vault, sources, compare, actor, skip_bad, parquet, progress
-                )
-            except BaseException:
-                vault.close()
-                shutil.rmtree(path)
-                workspace.forget_overlap_hashes(dataset)
-                raise
-        cap = policy.cap(declared_units).to_dict() if joined is None else joined.body["cap"]
-        ledger.append(
-            "dataset-created",
-            {
-                **first,
-                "lineage": lineage,
-                "unit": unit,
-                "cap": cap,
-                "declared_units": declared_units,
-                "policy": policy.name,
-                "policy_digest": policy.digest,
-            },
-            actor=actor.name,
-        )
-        if summary is not None:
-            _complete(workspace, ledger, vault, actor=actor, met=compare.met)
+    summary, met = None, False
+    if sources:
+        try:
+            summary, met = _take_in(
+                workspace,
+                ledger,
+                vault,
+                sources,
+                lineage,
+                actor,
+                skip_bad,
+                parquet,
+                progress,
+            )
+        except BaseException:
+            vault.close()
+            shutil.rmtree(path)
+            workspace.forget_overlap_hashes(dataset)
+            raise
+    cap = policy.cap(declared_units).to_dict() if joined is None else joined.body["cap"]
+    ledger.append(
+        "dataset-created",
+        {
+            **first,
+            "lineage": lineage,
+            "unit": unit,
+            "cap": cap,
+            "declared_units": declared_units,
+            "policy": policy.name,
+            "policy_digest": policy.digest,
+        },
+        actor=actor.name,
+    )
+    if summary is not None:
+        _complete(workspace, ledger, vault, actor=actor, met=met)
     return vault, summary
 
 
@@ -251,9 +258,9 @@ def adopt(
                 hint="this is a restored backup, not an interrupted change: bring the newest one",
             )
         key = workspace.overlap_key
-        with Comparison(workspace, ledger, dataset, lineage) as compare:
-            compare(vault.unit_hashes(key), vault.content_hashes(key))
-            return _complete(workspace, ledger, vault, actor=actor, met=compare.met).kind
+        hashes = vault.unit_hashes(key) | vault.content_hashes(key)
+        met = compared(workspace, ledger, dataset, lineage, hashes)
+        return _complete(workspace, ledger, vault, actor=actor, met=met).kind
 
 
 def _version(vault: Vault) -> dict[str, str]:
@@ -307,11 +314,10 @@ def add_records(
 ) -> IntakeSummary:
     """Add records, or nothing; overlap with another budget's data is refused."""
     lineage = dataset_entry(ledger, vault.manifest.dataset).body["lineage"]
-    with Comparison(workspace, ledger, vault.manifest.dataset, lineage) as compare:
-        summary = _take_in(
-            workspace, ledger, vault, sources, compare, actor, skip_bad, parquet, progress
-        )
-        _complete(workspace, ledger, vault, actor=actor, met=compare.met)
+    summary, met = _take_in(
+        workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet, progress
+    )
+    _complete(workspace, ledger, vault, actor=actor, met=met)
     return summary
 
 
@@ -320,14 +326,23 @@ def _take_in(
     ledger: Ledger,
     vault: Vault,
     sources: Sequence[Path],
-    compare: Comparison,
+    lineage: str,
     actor: Identity,
     skip_bad: bool,
     parquet: ParquetOpener | None,
     progress: Callable[[int], None] | None,
-) -> IntakeSummary:
-    """Put records into the vault."""
-    return vault.add(
+) -> tuple[IntakeSummary, bool]:
+    """Put records into the vault; also whether others of its lineage hold some of them."""
+    dataset = vault.manifest.dataset
+    met = False
+
+    def compare(units: HashSet, contents: HashSet) -> None:
+        # Recorded before the vault commits: an intake that fails leaves a few hashes too many,
+        # never too few.
+        nonlocal met
+        met = compared(workspace, ledger, dataset, lineage, units | contents)
+
+    summary = vault.add(
         sources,
         signer=actor.signing,
         checkpoint=ledger.checkpoint(),
@@ -338,6 +353,7 @@ def _take_in(
         on_overlap=compare,
         progress=progress,
     )
+    return summary, met
 
 
 def rotate_vault(

@@ -5,7 +5,7 @@ well as an attack can tell.  They are for one decision; so many days after the a
 they are removed, by whichever verb of the path next works on their data set: train, audit or
 release.  Nothing private is left behind by a run beside them and the adapter, which is the product.
 
-Removed means unlinked: their key, derived from a secret of the vault, lives on, so copies elsewhere
+Removed means unlinked: their key, derived from the vault's secret, lives on, so copies elsewhere
 (a backup) stay readable to the vault's recipients.
 """
 
