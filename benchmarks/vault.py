@@ -45,7 +45,7 @@ from privft.vault import cells, floe, index
 from privft.vault.fields import FieldMap
 from privft.vault.keys import agreement_opener, agreement_recipient
 from privft.vault.manifest import Creation, new_charter
-from privft.vault.state import Change, Facts, commit
+from privft.vault.state import Change, commit, fresh_facts
 from privft.vault.store import Vault, create
 
 HERE = Path(__file__).resolve().parent
@@ -265,7 +265,7 @@ def opening(arguments: argparse.Namespace) -> dict[str, Any]:
         os.urandom(32),
         new_charter(dataset="bench", unit="subject", fields=FIELDS, caps=None),
     )
-    facts = Facts(secret="0" * 64, units=0, records=0, erased=0, intakes=[])
+    facts = fresh_facts()
     nothing = np.empty(0, dtype=index.RECORD_ROW)
     change = Change(rows=rows, records=nothing, segments=[], facts=facts, cause=Creation())
     with Vault.open(folder, agreement_opener("bench", PRIVATE), signer_keys=keys()) as vault:

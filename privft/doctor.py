@@ -29,6 +29,7 @@ from privft.workspace import Workspace
 _NEEDED = ("torch", "opacus", "transformers", "peft", "datasets", "dp-accounting", "cryptography")
 _LEAST_FREE_BYTES = 4 << 30
 _SWAPS = Path("/proc/swaps")
+_BLOCK_DEVICES = Path("/sys/block")
 _OLDEST_BACKUP = timedelta(days=30)
 
 
@@ -95,7 +96,8 @@ def _core_dumps() -> Finding:
 
 def _swap() -> Finding:
     lines = _SWAPS.read_text().splitlines()[1:] if _SWAPS.exists() else []
-    unsealed = [line.split()[0] for line in lines if not line.startswith(("/dev/zram", "/dev/dm-"))]
+    places = [line.split()[0] for line in lines]
+    unsealed = [place for place in places if not _sealed_device(Path(place).name)]
     locked = memory_is_locked()
     memory = "memory is locked" if locked else "memory cannot be locked"
     if unsealed and not locked:
@@ -108,6 +110,25 @@ def _swap() -> Finding:
         )
     found = ", ".join(unsealed) or "none that is not in memory or encrypted"
     return Finding(check="swap", verdict="ok", detail=f"{found}; {memory}")
+
+
+def _sealed_device(name: str) -> bool:
+    """Whether what is written to a block device stays in memory or is encrypted, as Linux says.
+
+    A device of the mapper (dm-N) may be plain LVM as well as dm-crypt: its uuid says which, and of
+    what is not dm-crypt itself, all that lies beneath must be.
+    """
+    device = _BLOCK_DEVICES / name
+    if name.startswith("zram"):
+        backing = device / "backing_dev"  # where it writes pages that are seldom used, if anywhere
+        return not backing.exists() or backing.read_text().strip() == "none"
+    uuid = device / "dm" / "uuid"
+    if not uuid.exists():
+        return False
+    if uuid.read_text().startswith("CRYPT-"):
+        return True
+    beneath = [entry.name for entry in (device / "slaves").iterdir()]
+    return bool(beneath) and all(map(_sealed_device, beneath))
 
 
 def _disk(folder: Path) -> Finding:

@@ -128,11 +128,29 @@ def test_memory_is_not_locked_against_a_limit() -> None:
 HEAD = "Filename\tType\tSize\tUsed\tPriority\n"
 
 
+def block_devices(folder: Path) -> Path:
+    """A disk, dm-crypt on it (dm-0), plain LVM on it (dm-1), LVM on dm-crypt (dm-2), and zram."""
+    mapped = {"dm-0": ("CRYPT-LUKS2-ab", "sda3"), "dm-1": ("LVM-cd", "sda2")}
+    mapped["dm-2"] = ("LVM-ef", "dm-0")
+    for name, (uuid, beneath) in mapped.items():
+        (folder / name / "dm").mkdir(parents=True)
+        (folder / name / "dm" / "uuid").write_text(f"{uuid}\n")
+        (folder / name / "slaves" / beneath).mkdir(parents=True)
+    for name, backing in (("zram0", "none"), ("zram1", "/dev/sda4")):
+        (folder / name).mkdir()
+        (folder / name / "backing_dev").write_text(f"{backing}\n")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("swaps", "locked", "verdict"),
     [
         (HEAD, False, "ok"),
-        (HEAD + "/dev/zram0 partition 1 0 5\n/dev/dm-1 partition 1 0 5\n", False, "ok"),
+        (HEAD + "/dev/zram0 partition 1 0 5\n/dev/dm-0 partition 1 0 5\n", False, "ok"),
+        (HEAD + "/dev/dm-2 partition 1 0 5\n", False, "ok"),
+        (HEAD + "/dev/dm-1 partition 1 0 5\n", False, "warning"),
+        (HEAD + "/dev/dm-9 partition 1 0 5\n", False, "warning"),
+        (HEAD + "/dev/zram1 partition 1 0 5\n", False, "warning"),
         (HEAD + "/dev/zram0 partition 1 0 5\n/dev/sda2 partition 1 0 -2\n", False, "warning"),
         (HEAD + "/swapfile file 1 0 -2\n", False, "warning"),
         (HEAD + "/swapfile file 1 0 -2\n", True, "ok"),
@@ -144,6 +162,7 @@ def test_the_doctor_warns_of_swap_that_is_neither_encrypted_nor_kept_out_of(
     path = tmp_path / "swaps"
     path.write_text(swaps)
     monkeypatch.setattr(doctor, "_SWAPS", path)
+    monkeypatch.setattr(doctor, "_BLOCK_DEVICES", block_devices(tmp_path / "block"))
     monkeypatch.setattr(doctor, "memory_is_locked", lambda: locked)
     (found,) = (finding for finding in doctor.examine(None) if finding.check == "swap")
     assert found.verdict == verdict

@@ -15,6 +15,7 @@ from privft.errors import IntegrityError, UsageError
 from privft.report.trust import parse_trust
 from privft.stages import data, trustroot
 from privft.vault import proofs, store
+from privft.vault.intake import identifier
 
 
 @click.command("inspect")
@@ -106,7 +107,7 @@ def verify(
 @click.pass_context
 def prove(ctx: click.Context, dataset: str, unit_file: Path, who: Acting) -> None:
     """Print a proof that a unit is, or is not, in the newest version of a vault."""
-    unit = _read(unit_file).decode("utf-8", errors="surrogateescape").strip()
+    unit = unit_in(unit_file)
     with opened_vault(session(ctx), dataset, who) as (_, vault):
         click.echo(vault.prove(unit))
     say("it betrays about how many units there are: give it to those who may know")
@@ -149,6 +150,14 @@ def check_proof(
         f"{unit} {'is' if shown.present else 'is not'} in version {shown.manifest.sequence} of "
         f"{shown.manifest.dataset} ({shown.manifest.time}, manifest {shown.manifest.digest[:16]})"
     )
+
+
+def unit_in(path: Path) -> str:
+    """The id of a unit, from a file that holds nothing else, as an intake would have taken it."""
+    try:
+        return identifier(_read(path).decode())
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8", hint="one id, as text, and nothing else") from None
 
 
 def _read(path: Path) -> bytes:

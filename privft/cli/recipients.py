@@ -170,8 +170,10 @@ def add_recipient(
     def choose(ledger: Any, vault: Vault) -> Sequence[Recipient]:
         if person is None:
             return [*vault.recipients, *made(opened, new, label=label)]
-        others = [recipient for recipient in vault.recipients if recipient.label != person]
-        return [*others, person_recipient(ledger, person)]
+        new_key = person_recipient(ledger, person)  # in place of an older one of the same person
+        old = (new_key.label, new_key.holding)
+        others = [other for other in vault.recipients if (other.label, other.holding) != old]
+        return [*others, new_key]
 
     _reseal(opened, dataset, who, choose)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from privft.cli.looking import check_proof, inspect, prove, verify
+from privft.cli.looking import check_proof, inspect, prove, unit_in, verify
 from privft.cli.opened import opened_vault, person_recipient
 from privft.cli.recipients import New, made, new_recipient, recipients
 from privft.cli.session import (
@@ -337,7 +337,7 @@ def erase(
     """Erase one unit for good and print the signed certificate."""
     opened = session(ctx)
     actor = opened.identity(who)
-    unit = unit_file.read_text(encoding="utf-8").strip()
+    unit = unit_in(unit_file)
     with opened_vault(opened, dataset, who) as (ledger, vault):
         if dry_run:
             expected = preview.erasure(vault.state, unit)
@@ -347,9 +347,11 @@ def erase(
                 f"{expected.rewritten_bytes} bytes written again without it (private)"
             )
             say(f"past runs that the certificate would name: {runs}")
-            return
-        print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
-    say("erased; the certificate says what it cannot promise")
+        else:
+            print_json(dict(data.erase_unit(opened.workspace, ledger, vault, unit, actor=actor)))
+            say("erased; the certificate says what it cannot promise")
+        for other in data.also_in(opened.workspace, ledger, dataset, unit):
+            say(f"the same id came into {other} once: erase it there too, if it still is there")
 
 
 for _command in (inspect, verify, prove, check_proof, recipients):

@@ -38,7 +38,7 @@ from privft.vault.erasure import certify
 from privft.vault.fields import FieldMap
 from privft.vault.keys import KeyOpener, Recipient
 from privft.vault.manifest import Caps, Intake, Rotation
-from privft.vault.overlap import HashSet
+from privft.vault.overlap import HashSet, overlap_hash
 from privft.vault.parquet import ParquetOpener
 from privft.vault.store import Vault
 from privft.vault.verify import VaultCheck
@@ -396,6 +396,13 @@ def erase_unit(
     )
     _complete(workspace, ledger, vault, actor=actor)
     return erasure.envelope
+
+
+def also_in(workspace: Workspace, ledger: Ledger, dataset: str, unit: str) -> list[str]:
+    """Other data sets of the workspace that a unit of this id ever came into."""
+    wanted = HashSet.of(overlap_hash(workspace.overlap_key, "unit", unit))
+    others = (e.body["dataset"] for e in ledger.entries(kind="dataset-created"))
+    return [o for o in others if o != dataset and wanted <= workspace.overlap_hashes(o)]
 
 
 def past_runs(ledger: Ledger, dataset: str) -> list[str]:

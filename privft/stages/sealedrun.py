@@ -14,10 +14,12 @@
       audit-private.sealed    findings on real units, for the enclave's eyes (JSON)
       statement.dsse.json, report.html, ...     after the audit (public)
 
-Sealed means FLOE under a key of its own, HKDF of the vault's secret with the purpose
+Sealed means FLOE under a key of its own, the newest `Vault.subkeys` of the purpose
 "run/<run>/<name>", AAD "privft-run-v1/<run>/<name>".  So only a recipient of the vault opens them,
-rotation does not lose them, and no file can stand in for another.  What rank 0 tells the other
-ranks of a run travels in the same form (`stages.ranked`).
+rotation does not lose them, no file can stand in for another, and whoever was a recipient only
+before a rotation opens nothing that was sealed after it.  (Such a one could still *write* a file
+that opens, under an old key, if the disk is theirs to write.)  What rank 0 tells the other ranks of
+a run travels in the same form (`stages.ranked`).
 """
 
 from __future__ import annotations
@@ -59,9 +61,9 @@ class SealedRun:
     folder: Path
     vault: Vault
 
-    def _context(self, name: str) -> tuple[bytes, bytes]:
+    def _context(self, name: str) -> tuple[list[bytes], bytes]:
         return (
-            self.vault.subkey(f"run/{self.run}/{name}"),
+            self.vault.subkeys(f"run/{self.run}/{name}"),
             f"privft-run-v1/{self.run}/{name}".encode(),
         )
 
@@ -74,8 +76,8 @@ class SealedRun:
 
     def sealed(self, name: str, plaintext: bytes) -> bytes:
         """What `seal` would write."""
-        key, aad = self._context(name)
-        return floe.seal(key, plaintext, aad, segment_bytes=SEGMENT_BYTES)
+        keys, aad = self._context(name)
+        return floe.seal(keys[0], plaintext, aad, segment_bytes=SEGMENT_BYTES)
 
     def unseal(self, name: str) -> bytes:
         """The content of a sealed file; `OrderError` when there is none."""
@@ -86,11 +88,15 @@ class SealedRun:
 
     def opened(self, name: str, sealed: bytes) -> bytes:
         """The inverse of `sealed`; `IntegrityError` for anything else."""
-        key, aad = self._context(name)
-        try:
-            return floe.unseal(key, sealed, aad)
-        except IntegrityError as error:
-            raise IntegrityError(f"{name} of run {self.run} was altered") from error
+        keys, aad = self._context(name)
+        for key in keys:
+            try:
+                return floe.unseal(key, sealed, aad)
+            except floe.HeaderMismatch:
+                continue  # FLOE commits to its key: sealed before the newest rotation, or altered
+            except IntegrityError:
+                break
+        raise IntegrityError(f"{name} of run {self.run} was altered")
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""

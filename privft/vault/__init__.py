@@ -17,6 +17,7 @@ From the bytes upwards:
     index.py       where each cell lies and under which key; the Merkle tree over the cells
     manifest.py    the signed file that says which of all files are the vault
     durable.py     the only writes to disk: new files, and the atomic change of the manifest
+    digested.py    a file that is read and held against its signed hash at once
     state.py       open and commit one version of a vault
     intake.py      source files -> rows -> records, streamed, with line numbers
     parquet.py     encrypted Parquet -> rows, with a key or through a key service

@@ -64,6 +64,7 @@ CANNOT_PROMISE = [
     "copies that a recipient made of an earlier manifest, index or key: they open what was copied",
     "that the storage has overwritten the removed files: flash and copy-on-write file systems keep"
     " old blocks for a while",
+    "other vaults that hold records of the same person: each is erased from by itself",
     "the source files of the intake, where the operator did not shred them",
     "the workspace's keyed hashes of the unit's id and text: they stay, so that the same data"
     " cannot come back under a second budget, and whoever holds the workspace's key can test a"

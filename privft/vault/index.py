@@ -20,6 +20,10 @@ records-*.floe    number of rows (8 bytes, big-endian) || record rows || zeros u
     16   16  tag of its unit
     32   32  four 8-byte bands of its MinHash sketch (`privft.vault.duplicates`)
 
+Whoever reads one of the two holds it against the SHA-256 in the signed manifest too.  The seal
+alone would show that somebody with the epoch key wrote it, which every recipient could; the
+signature shows that it is what an operator made.
+
 The bucket is that of cells: four steps to each power of two.  So the lengths of these files, which
 whoever sees the disk or the manifest knows, say how many units and records there are to within a
 quarter and no better.
@@ -62,6 +66,7 @@ from privft.budget import translog
 from privft.errors import IntegrityError
 from privft.vault import floe
 from privft.vault.cells import bucket_bytes
+from privft.vault.digested import digested
 from privft.vault.durable import FileFact, NewFile
 
 SEGMENT_BYTES = 1 << 18
@@ -150,9 +155,10 @@ def read_index(
 ) -> tuple[bytes, Rows]:
     """Facts, and unit rows as OPEN_ROW (with `hashes`, as UNIT_ROW).
 
-    Guarantees: the whole file was verified; the tags increase strictly, so no unit is in twice.
+    Guarantees: the whole file was verified, and is the one that `fact` is about; the tags increase
+    strictly, so no unit is in twice.
     """
-    with (folder / fact.name).open("rb") as source:
+    with digested(folder, fact) as source:
         opener = floe.Opener(key, place.aad(_INDEX), source)
         if opener.plaintext_bytes < 4:
             raise IntegrityError("an index without facts")
@@ -171,8 +177,8 @@ def read_index(
 
 
 def read_records(folder: Path, fact: FileFact, key: bytes, place: Place) -> Rows:
-    """Record rows; the tags increase strictly, so no record is in twice."""
-    with (folder / fact.name).open("rb") as source:
+    """Record rows, with the guarantees of `read_index`: no record is in twice."""
+    with digested(folder, fact) as source:
         opener = floe.Opener(key, place.aad(_RECORDS), source)
         rows = _read_rows(opener, 0, b"", RECORD_ROW, RECORD_ROW)
     _check_order(rows)

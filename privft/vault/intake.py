@@ -9,10 +9,14 @@ number, bytes that are not UTF-8 spoil one row and not the file (the text reader
 ignores `encoding` for gzip), a line without an end cannot fill the memory, and no type is guessed:
 a CSV subject "007" stays "007".
 
-What makes a row bad: it is not JSON, not UTF-8, or has too few or too many columns; a column is
-missing, empty, of the wrong type, or longer than the cap.  The reasons are fixed phrases and names
-of columns from the configuration.  Nothing that was read appears in an error: exceptions of the
-libraries, which do quote what they stumble over, are never passed on.
+What makes a row bad: it is not JSON, not UTF-8, names a column twice, or has too few or too many
+columns; a column is missing, empty, of the wrong type, or longer than the cap.  The reasons are
+fixed phrases and names of columns from the configuration.  Nothing that was read appears in an
+error: exceptions of the libraries, which do quote what they stumble over, are never passed on.
+
+Ids (of subjects and of records) are taken as `identifier` spells them: composed (NFC), and without
+the spaces around them.  Otherwise one person, exported twice by different programs, would be two
+units, and protected half as well.
 
 Worked example: fields = FieldMap(text="note", subject="patient"), unit = subject; the line
     {"patient": "p-17", "note": "Stable."}
@@ -29,6 +33,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -164,14 +169,20 @@ def parse_record(
     return ParsedRecord(unit=unit, record=record)
 
 
+def identifier(text: str) -> str:
+    """The one spelling of an id: in Unicode's composed form (NFC), without spaces around it."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def _identifier(columns: Mapping[str, Any], column: str) -> str:
     value = columns.get(column)
     if type(value) is int:
         value = str(value)
-    if value is None or value == "":
-        raise BadRow(f"column {column!r} is missing or empty")
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise BadRow(f"column {column!r} is neither text nor a whole number")
+    value = identifier(value or "")
+    if not value:
+        raise BadRow(f"column {column!r} is missing or empty")
     if _size(value, column) > _MAX_ID_BYTES:
         raise BadRow(f"column {column!r} has more than {_MAX_ID_BYTES} bytes")
     return value
@@ -201,12 +212,29 @@ def _size(text: str, column: str) -> int:
         raise BadRow(f"column {column!r} is {_NOT_UTF8}") from None
 
 
+class _NamedTwice(ValueError):
+    """A JSON object with two values for one name: which of them counts is anybody's guess."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _NamedTwice
+    return found
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_once).decode
+
+
 def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _decode(line)
+        except _NamedTwice:
+            yield Row(line=number, columns={}, fault="an object that has a name twice")
+            continue
         except (ValueError, RecursionError):
             yield Row(line=number, columns={}, fault="not JSON")
             continue
@@ -227,7 +255,10 @@ def _csv_rows(lines: Iterator[str], name: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error:
-            yield Row(line=line, columns={}, fault="not CSV: a quote or line end out of place")
+            fault = "not CSV: a quote or line end out of place"
+            if reader.line_num > line:  # a quote that is not closed swallows what comes after it
+                fault += f", and with it all up to line {reader.line_num}"
+            yield Row(line=line, columns={}, fault=fault)
             continue
         if header is None:
             header = values

@@ -5,7 +5,9 @@ Cells stay where they are: a cell's key is in the index, so whoever cannot open 
 none of them.  What that does *not* do: somebody who copied the old index while being a recipient
 has the keys of all cells that were in it.  After a compromise use `reencrypt`, which seals every
 cell again under a fresh key; copies of the old files remain readable to whoever has them, as any
-copy does.
+copy does.  Either way there is a new secret for what later runs seal (`privft.vault.state`), so
+that a recipient who was removed cannot open their files.  What stays is the key of the tags:
+whoever copied it can tell whose tag a proof shows.
 
 `compact` drops the bytes of dead cells (of units that grew or were erased) by copying the live ones
 of a segment file, as they are, into a new one.
@@ -41,8 +43,9 @@ def rotate(
 ) -> State:
     """Start a new epoch for these recipients (None: the present ones).
 
-    Guarantees: afterwards no file in the vault's folder opens with an earlier epoch key; with
-    `reencrypt`, no cell opens with an earlier cell key either.
+    Guarantees: afterwards no file in the vault's folder opens with an earlier epoch key, and no
+    earlier version gives the key of what is sealed under `Vault.subkeys(...)[0]`; with `reencrypt`,
+    no cell opens with an earlier cell key either.
     """
     with writing(opened) as state:
         chosen = check_recipients(
@@ -54,11 +57,12 @@ def rotate(
             rows, segments = state.rows, state.manifest.segments
             if reencrypt:
                 rows, segments = reseal(state)
+            secrets = [*state.facts.file_secrets, os.urandom(32).hex()]
             change = Change(
                 rows=rows,
                 records=record_rows(state),
                 segments=segments,
-                facts=state.facts,
+                facts=state.facts.model_copy(update={"file_secrets": secrets}),
                 cause=Rotation(reencrypted=reencrypt),
             )
             return commit(

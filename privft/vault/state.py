@@ -8,17 +8,26 @@ interrupted writer left, and ends in `commit`, which is atomic (`privft.vault.du
 The facts that only the key shows (the vault's secret, counts, where the records came from) are
 canonical JSON at the front of the sealed index:
 
-    {"erased": 0, "format": "privft-facts-v1", "intakes": [...], "records": 3, "secret": 64 hex
-     digits, "units": 2}
+    {"erased": 0, "file_secrets": [64 hex digits], "format": "privft-facts-v1", "intakes": [...],
+     "records": 3, "secret": 64 hex digits, "units": 2}
 
-The secret is made at creation and survives rotation.  From it come keys, each
-HMAC-SHA-256(secret, "privft-vault-subkey-v1" || purpose): the tag key, of purpose "vault:tag", and
-what `Vault.subkey` gives, of purpose "use:" and the name that was asked for.
+From these secrets come keys, each HMAC-SHA-256(secret, "privft-vault-subkey-v1" || purpose).
+
+    secret        made at creation, and the same in every version: tags, and with them order, the
+                  held-out share and old certificates, depend on it.  The tag key has the purpose
+                  "vault:tag"
+    file_secrets  one from the creation and one more from every rotation, newest last: for what is
+                  sealed beside the vault, the files of runs (`Vault.subkeys`, of purpose "use:" and
+                  the name that was asked for).  The newest seals, and all of them open, so that
+                  rotation loses no run.  Whoever copied an index before a rotation, a recipient who
+                  has been removed since, say, cannot open what a later run seals: not the secret
+                  that its noise comes from, nor its adapter
 """
 
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,10 +98,17 @@ class Facts(Value):
 
     format: Literal["privft-facts-v1"] = "privft-facts-v1"
     secret: Hex32 = Field(repr=False)
+    file_secrets: Annotated[list[Hex32], Field(repr=False, min_length=1, max_length=1 << 18)]
     units: Count
     records: Count
     erased: Count
     intakes: list[Provenance]
+
+
+def fresh_facts() -> Facts:
+    """Those of a vault with secrets of its own, and nothing in it."""
+    secret, first = (os.urandom(32).hex() for _ in range(2))
+    return Facts(secret=secret, file_secrets=[first], units=0, records=0, erased=0, intakes=[])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,17 +129,17 @@ class State:
     @cached_property
     def tag_key(self) -> bytes:
         """The key of unit and record tags."""
-        return derive(self.facts, "vault:tag")
+        return derive(self.facts.secret, "vault:tag")
 
     def place(self) -> Place:
         """What the sealed files of this version are bound to."""
         return place_of(self.manifest)
 
 
-def derive(facts: Facts, purpose: str) -> bytes:
-    """32 bytes for a purpose, from the vault's secret."""
+def derive(secret: str, purpose: str) -> bytes:
+    """32 bytes for a purpose, from one of the vault's secrets (64 hex digits)."""
     message = b"privft-vault-subkey-v1" + purpose.encode()
-    return hmac.digest(bytes.fromhex(facts.secret), message, "sha256")
+    return hmac.digest(bytes.fromhex(secret), message, "sha256")
 
 
 def place_of(manifest: Manifest) -> Place:

@@ -48,10 +48,10 @@ from privft.vault.parquet import ParquetOpener
 from privft.vault.segments import SegmentReader
 from privft.vault.state import (
     Change,
-    Facts,
     State,
     commit,
     derive,
+    fresh_facts,
     load,
     locked,
     read_cells,
@@ -86,12 +86,11 @@ def create(
         if (path / durable.MANIFEST).exists() or not all(n.startswith(_OURS) for n in left):
             raise UsageError(f"{path} is not empty", hint="name a folder that does not exist yet")
         durable.sweep(path, set())
-        facts = Facts(secret=os.urandom(32).hex(), units=0, records=0, erased=0, intakes=[])
         change = Change(
             rows=np.empty(0, UNIT_ROW),
             records=np.empty(0, RECORD_ROW),
             segments=[],
-            facts=facts,
+            facts=fresh_facts(),
             cause=Creation(),
         )
         state = commit(
@@ -255,18 +254,10 @@ class Vault:
         for number in range(len(self)):
             yield self.read(number)
 
-    def unit_ids(self) -> Iterator[str]:
-        """The id of every unit, in order.  Ids are inside of cells: this opens all of them."""
-        return (unit.unit for unit in self)
-
     def number_of(self, unit: str) -> int | None:
         """The number of a unit, or None when it is not in the vault."""
         place = find(self._state.rows, unit_tag(self._state.tag_key, unit))
         return place if place >= 0 else None
-
-    def held_out(self, number: int) -> bool:
-        """Whether unit `number` is set aside (see `held_out_mask`)."""
-        return bool(self.held_out_mask()[number])
 
     def held_out_mask(self) -> NDArray[np.bool_]:
         """For each unit, whether it is set aside and must not be trained on.
@@ -279,9 +270,14 @@ class Vault:
         mask: NDArray[np.bool_] = self._state.rows["tag_low"].astype(np.uint64) < limit
         return mask
 
-    def subkey(self, purpose: str) -> bytes:
-        """32 bytes for a purpose; the same in every version of this vault, whatever rotates."""
-        return derive(self._state.facts, f"use:{purpose}")
+    def subkeys(self, purpose: str) -> list[bytes]:
+        """Keys of 32 bytes for a purpose, newest first: the first is to seal with, any may open.
+
+        Every rotation puts a new one in front, which nobody can derive from an earlier version of
+        the vault.
+        """
+        secrets = reversed(self._state.facts.file_secrets)
+        return [derive(secret, f"use:{purpose}") for secret in secrets]
 
     def unit_hashes(self, overlap_key: bytes) -> HashSet:
         """Keyed hashes of all unit ids, comparable with those of other vaults (`overlap`)."""

@@ -6,6 +6,11 @@ unit once, its places lie inside of the segment files and do not overlap, every 
 that the index says and opens as that unit, the records inside are those of the record rows, none
 twice, and the Merkle root over all of it is the one that is signed.
 
+Opening and reading a vault checks less: the index against its signed hash, and each cell against
+the index's key and tag.  Somebody who has the keys (a recipient) and may write here, but may not
+sign, could thus put another cell in the place of one, for the same unit and of the same length;
+what notices it is this check, with which every run begins.
+
 Which version the vault is in (the old or the new one, after a crash) is what `sequence` says.
 """
 

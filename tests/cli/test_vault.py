@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.world import World, base, note_rows, write_rows
+from tests.cli.test_recipients import service
+from tests.stages.world import NOTES, SIZE, World, base, note_rows, write_rows
 
 MARK = "Zanzibar-4471"
 
@@ -45,3 +46,52 @@ def test_bad_rows_are_named_by_line_and_left_out_on_demand(world: World, tmp_pat
     done = world.privft(*add, "--skip-bad")
     assert f"1 bad rows were left out:\n  bad.jsonl line {len(rows)}: {reason}\n" in done.err
     assert MARK not in refused.err + done.err + done.out
+
+
+def test_an_erasure_names_the_other_data_sets_that_the_person_came_into(
+    world: World, tmp_path: Path
+) -> None:
+    rows = note_rows(patients=2, seed=7)
+    first, last = (
+        write_rows(tmp_path / f"{name}.jsonl", [{**rows[0], "patient": "P-77", "id": name}])
+        for name in ("first", "last")
+    )
+    world.privft("vault", "add", "notes", first)
+    world.privft("vault", "create", "more", *NOTES, *SIZE, "--join", "notes", "--from", last)
+    unit = tmp_path / "unit"
+    unit.write_text(" P-77\r\n")
+    erase = ("vault", "erase", "notes", "--unit-file", unit)
+    for words in (("--dry-run",), ()):
+        done = world.privft(*erase, *words)
+        assert "the same id came into more once: erase it there too" in done.err
+        assert "P-77" not in done.err + done.out
+    unit.write_text("p0-3\n")
+    assert "the same id" not in world.privft(*erase, "--dry-run").err
+
+
+def test_a_file_with_an_id_is_text_and_is_not_quoted(world: World, tmp_path: Path) -> None:
+    unit = tmp_path / "unit"
+    unit.write_bytes(MARK.encode() + b"\xff")
+    for verb in ("erase", "prove"):
+        refused = world.privft("vault", verb, "notes", "--unit-file", unit, code=2)
+        assert f"error: {unit} is not UTF-8" in refused.err
+        assert MARK not in refused.err
+    unit.unlink()
+    for verb in ("erase", "prove"):
+        assert (
+            "cannot read" in world.privft("vault", verb, "notes", "--unit-file", unit, code=2).err
+        )
+
+
+def test_a_person_does_not_push_out_another_recipient_of_the_same_name(
+    world: World, tmp_path: Path
+) -> None:
+    add = ("vault", "recipients", "add", "notes")
+    world.privft("keys", "create", "bob", "--as", "ada")
+    world.privft(*add, "--recipient-service", service(tmp_path), "--label", "bob", "--as", "ada")
+    refused = world.privft(*add, "bob", "--as", "ada", code=2)
+    assert "two recipients with the same label" in refused.err
+    world.privft(*add, "ada", "--as", "ada")
+    facts = world.privft("vault", "inspect", "notes", "--json").json
+    kinds = [(recipient["label"], recipient["kind"]) for recipient in facts["recipients"]]
+    assert sorted(kinds) == [("ada", "x25519"), ("bob", "service")]

@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from privft.errors import PrivftError
-from privft.signing import canonical_json, parse_canonical
+from privft.signing import canonical_json, parse_canonical, sha256_hex
 from privft.vault import cells, floe, index
 from privft.vault.erasure import open_certificate
 from privft.vault.fields import FieldMap
@@ -150,9 +150,14 @@ def rows_of(data: bytes) -> None:
         sealer = floe.Sealer(KEY, PLACE.aad(b"privft-index-v1"), file, segment_bytes=256)
         sealer.write(data)
         sealer.close()
-    named = NamedFile(name=path.name, size_bytes=path.stat().st_size, sha256="0" * 64)
-    facts, _ = index.read_index(scratch(), named, KEY, PLACE)
+    facts, _ = index.read_index(scratch(), named(path), KEY, PLACE)
     parse_facts(facts)
+
+
+def named(path: Path) -> NamedFile:
+    """What a manifest would say of the file."""
+    data = path.read_bytes()
+    return NamedFile(name=path.name, size_bytes=len(data), sha256=sha256_hex(data))
 
 
 def records_of(data: bytes) -> None:
@@ -161,8 +166,7 @@ def records_of(data: bytes) -> None:
         sealer = floe.Sealer(KEY, PLACE.aad(b"privft-records-v1"), file, segment_bytes=256)
         sealer.write(data)
         sealer.close()
-    named = NamedFile(name=path.name, size_bytes=path.stat().st_size, sha256="0" * 64)
-    index.read_records(scratch(), named, KEY, PLACE)
+    index.read_records(scratch(), named(path), KEY, PLACE)
 
 
 def wrapped(data: bytes) -> None:

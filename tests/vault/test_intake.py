@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from privft.errors import InputError, NotForThisKey, PrivftError, UsageError
 from privft.vault.fields import FieldMap
-from privft.vault.intake import BadRow, Row, format_of, parse_record, source_digest, stream_rows
+from privft.vault.intake import (
+    BadRow,
+    Row,
+    format_of,
+    identifier,
+    parse_record,
+    source_digest,
+    stream_rows,
+)
 from privft.vault.manifest import Caps
 from privft.vault.services import ExecService
 from tests.vault.columnkeys import reader, write_columns
@@ -78,6 +86,14 @@ def test_csv_keeps_text_as_text(tmp_path: Path, zipped: bool) -> None:
         (5, {}, "not CSV: a quote or line end out of place"),
         (6, {"patient": "10", "note": "end"}, None),
     ]
+
+
+def test_a_quote_that_is_not_closed_says_how_much_it_swallows(tmp_path: Path) -> None:
+    """Left out with --skip-bad it counts as one row, and is more."""
+    path = tmp_path / "a.csv"
+    path.write_text('patient,note\n1,"open\n2,x\n3,y\n')
+    fault = "not CSV: a quote or line end out of place, and with it all up to line 4"
+    assert rows_of(path) == [(2, {}, fault)]
 
 
 def test_a_csv_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
@@ -261,6 +277,27 @@ def test_bad_rows_have_reasons_without_content(columns: dict[str, Any], reason: 
     with pytest.raises(BadRow, match=reason) as caught:
         parse(columns)
     assert MARK not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["Andr\u00e9 7", "Andre\u0301 7", " Andr\u00e9 7\t", "Andr\u00e9 7\u00a0"]
+)
+def test_one_id_has_one_spelling(spelling: str) -> None:
+    """Else one person would be two units, and protected half as well."""
+    fields = FieldMap(text="note", subject="patient", id="n")
+    parsed = parse({"patient": spelling, "note": "a", "n": spelling}, fields)
+    assert (parsed.unit, parsed.record["id"]) == ("Andr\u00e9 7", "Andr\u00e9 7")
+    assert identifier(spelling) == parsed.unit
+    with pytest.raises(BadRow, match="missing or empty"):
+        parse({"patient": " \t", "note": "a"})
+
+
+def test_json_that_names_a_column_twice_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    twice = ('{"patient": "1", "note": "a", "patient": "2"}', '{"note": [{"a": 1, "a": 2}]}')
+    path.write_text("\n".join(twice))
+    fault = "an object that has a name twice"
+    assert rows_of(path) == [(1, {}, fault), (2, {}, fault)]
 
 
 def test_every_form_becomes_its_record() -> None:

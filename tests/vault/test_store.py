@@ -143,13 +143,26 @@ def test_no_unit_or_record_count_is_in_the_manifest(tmp_path: Path) -> None:
 
 def test_subkeys_differ_by_purpose_and_vault_and_survive(tmp_path: Path, filled: Vault) -> None:
     other = new_vault(tmp_path / "other")
-    keys = {filled.subkey("run"), filled.subkey("run2"), other.subkey("run"), filled.subkey("")}
+    found = [*filled.subkeys("run"), *filled.subkeys("run2"), *other.subkeys("run")]
+    keys = {*found, *filled.subkeys("")}
     assert len(keys) == 4
     assert all(len(key) == 32 for key in keys)
-    before = filled.subkey("run")
-    filled.rotate(**SIGNED, reencrypt=True)
+    before = filled.subkeys("run")
     filled.erase("p1", who="ada", **SIGNED)
-    assert reopen(filled.path).subkey("run") == before
+    assert reopen(filled.path).subkeys("run") == before
+    filled.rotate(**SIGNED, reencrypt=True)
+    assert reopen(filled.path).subkeys("run")[1:] == before
+
+
+@pytest.mark.parametrize("reencrypt", [False, True])
+def test_who_left_cannot_derive_the_key_of_what_is_sealed_later(
+    filled: Vault, reencrypt: bool
+) -> None:
+    with reopen(filled.path) as theirs:
+        filled.rotate(**SIGNED, recipients=[ward()], reencrypt=reencrypt)
+        assert filled.subkeys("run")[0] not in theirs.subkeys("run")
+        facts = theirs.state.facts.model_dump_json()
+        assert filled.state.facts.file_secrets[-1] not in facts
 
 
 def test_the_root_says_which_data_it_is(tmp_path: Path, filled: Vault) -> None:
@@ -180,7 +193,7 @@ def test_no_repr_shows_keys_or_facts(filled: Vault) -> None:
     shown = repr(state) + repr(state.facts) + repr(filled)
     assert state.epoch_key.hex() not in shown
     assert repr(state.epoch_key) not in shown
-    assert state.facts.secret not in shown
+    assert not any(secret in shown for secret in (state.facts.secret, *state.facts.file_secrets))
     assert PASSPHRASE.decode() not in shown
 
 

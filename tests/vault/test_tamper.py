@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from privft.errors import IntegrityError
+from privft.signing import canonical_json
+from privft.vault.index import write_index, write_records
 from privft.vault.segments import HEADER_BYTES
-from privft.vault.state import State
+from privft.vault.state import State, record_rows
 from privft.vault.store import Vault
 from privft.vault.verify import verify_files
 from tests.vault.builders import (
@@ -136,6 +138,28 @@ def test_every_byte_of_the_index_stops_the_opening(filled: Vault) -> None:
         path.write_bytes(data)
         assert noticed("index: flip, cut", lambda: reopen(filled.path))
     assert len(whole) > 900
+
+
+def test_a_recipient_who_is_no_signer_cannot_replace_index_or_records(filled: Vault) -> None:
+    """The epoch key seals a file that opens; the manifest signs another one of the same length."""
+    state = filled._state
+    rows, facts = filled._state.rows, canonical_json(state.facts.model_dump())
+    writes = {
+        state.manifest.index: lambda: write_index(
+            filled.path, state.epoch_key, state.place(), facts, rows
+        ),
+        state.manifest.records: lambda: write_records(
+            filled.path, state.epoch_key, state.place(), record_rows(state)
+        ),
+    }
+    for named, write in writes.items():
+        path = filled.path / named.name
+        whole, made = path.read_bytes(), write()
+        assert made.size_bytes == len(whole)
+        (filled.path / made.name).rename(path)
+        assert noticed("index, records: forged", lambda: record_rows(reopen(filled.path)._state))
+        path.write_bytes(whole)
+    filled.verify()
 
 
 def test_every_byte_of_the_records_stops_the_verification(filled: Vault) -> None:

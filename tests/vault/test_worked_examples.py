@@ -83,13 +83,16 @@ def test_the_facts_of_a_vault(tmp_path: Path) -> None:
     add_rows(vault, tmp_path / "a.jsonl", rows(3, patients=2))
     text = canonical_json(vault.state.facts.model_dump()).decode()
     shown = re.sub(r'"intakes":\[.*\],', '"intakes": [...],', text)
-    shown = re.sub(r'"secret":"[0-9a-f]{64}"', '"secret": 64 hex digits', shown)
-    spaced = re.sub(r'[,:](?=["\d])', lambda match: match[0] + " ", shown)
+    shown = re.sub(r'"[0-9a-f]{64}"', "64 hex digits", shown)
+    spaced = re.sub(r'[,:](?=["\d\[])', lambda match: match[0] + " ", shown)
     assert spaced in told_by(state)
-    secret = bytes.fromhex(vault.state.facts.secret)
-    for purpose, key in (("vault:tag", vault.state.tag_key), ("use:run", vault.subkey("run"))):
+    facts = vault.state.facts
+    for secret, purpose, key in (
+        (facts.secret, "vault:tag", vault.state.tag_key),
+        (facts.file_secrets[0], "use:run", vault.subkeys("run")[0]),
+    ):
         message = b"privft-vault-subkey-v1" + purpose.encode()
-        assert hmac.digest(secret, message, "sha256") == key
+        assert hmac.digest(bytes.fromhex(secret), message, "sha256") == key
         assert '"privft-vault-subkey-v1" || purpose' in told_by(state)
 
 
