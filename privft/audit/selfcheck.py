@@ -11,7 +11,7 @@ standard deviation sigma*C in any case.  The final weight tells in from out by a
 mu = sqrt(T)/sigma standard deviations, which is all that the Gaussian mechanism gives away.
 Canaries have disjoint weights, so every weight of every run is one independent sample.  Beside
 them take part: units of several records, units that dwarf the clip norm, one with a gradient that
-is not a number; and a second layer that receives noise only.
+is not a number; and a second layer that receives noise only (but for `influence`).
 
     shift           the lower bound on mu reaches its share of the theory (the attack sees the
                     mechanism) and does not exceed the theory (the mechanism keeps its claim)
