@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from privft.budget.mechanism import Mechanism
+from privft.budget.mechanism import Clipping, Mechanism
 from privft.randomness import KeyedStreams
 from privft.training import loop
 from privft.training.examples import Example, UnitExamples
@@ -45,7 +45,8 @@ class Probe:
     """A model of two linear layers, `signal` and `quiet`, with one weight a coordinate each.
 
     A record (coordinate, scale) has the loss -scale * signal[coordinate]: its gradient is known,
-    and does not depend on the weights.  `quiet` gets gradients of zero.
+    and does not depend on the weights.  `quiet` gets gradients of zero, but from a record with the
+    label 1: it loses the same there once more.
     """
 
     task = "causal-lm"
@@ -71,7 +72,8 @@ class Probe:
         scales = torch.tensor([SCALES[example.input_ids[1]] for example in examples]).double()
         signal = self.module.get_submodule("signal")(inputs).squeeze(1)
         quiet = self.module.get_submodule("quiet")(inputs).squeeze(1)
-        losses: torch.Tensor = -scales * signal + 0.0 * quiet
+        in_both = torch.tensor([example.labels[0] == 1 for example in examples])
+        losses: torch.Tensor = -scales * signal - torch.where(in_both, scales, 0.0) * quiet
         return losses
 
     def weights(self, layer: str) -> Array:
@@ -104,10 +106,15 @@ class Observed:
     """Before the first step and after each."""
 
 
-def probe_unit(key: str, coordinate: int, *, scale: int, records: int) -> UnitExamples:
-    """A unit of equal records; their lengths differ between units, so microbatches do too."""
+def probe_unit(
+    key: str, coordinate: int, *, scale: int, records: int, in_both: bool = False
+) -> UnitExamples:
+    """A unit of equal records; their lengths differ between units, so microbatches do too.
+
+    in_both: whether it has a gradient in `quiet` as well as in `signal`.
+    """
     padding = (0,) * (coordinate % 3 * 8)
-    example = Example(input_ids=(coordinate, scale, *padding), labels=(0,))
+    example = Example(input_ids=(coordinate, scale, *padding), labels=(int(in_both),))
     return UnitExamples(key=key, examples=(example,) * records)
 
 
@@ -162,9 +169,10 @@ def probe_mechanism(
     steps: int,
     noise: Literal["gaussian", "discrete-gaussian"] = "gaussian",
     *,
+    clipping: Clipping = "flat",
     count_noise: float | None = None,
 ) -> Mechanism:
-    """A mechanism of the probe's own clip norm and divisor; adaptive with a `count_noise`."""
+    """A mechanism of the probe's own clip norm and divisor; `count_noise` for adaptive clipping."""
     return Mechanism(
         unit="subject",
         sampling_probability=probability,
@@ -173,6 +181,6 @@ def probe_mechanism(
         steps=steps,
         expected_batch_size=EXPECTED_BATCH,
         noise=noise,
-        clipping="flat" if count_noise is None else "adaptive",
+        clipping=clipping,
         count_noise=count_noise,
     )

@@ -7,6 +7,7 @@ run; exposure describes and does not decide.
 
     both error rates          Clopper and Pearson 1934; Nasr et al. 2021 (arXiv 2101.04535)
     a Gaussian mechanism's mu Dong, Roth, Su 2022; the non-central t distribution
+    the spread of noise       a chi-square test
     exposure                  Carlini et al. 2019 (arXiv 1802.08232), section 4
 
 Every bound says how the choice of a threshold was paid for.
@@ -241,6 +242,21 @@ def gaussian_mu_interval(
         lower=parameter(1 - significance) * scale,
         estimate=shift,
         upper=parameter(significance) * scale,
+    )
+
+
+def normal_spread(
+    values: NDArray[np.float64], expected: float, significance: float
+) -> tuple[bool, str]:
+    """Whether independent normal values of mean 0 have this spread, and the measurement in words:
+    a two-sided chi-square test."""
+    statistic = float(np.sum(np.square(values / expected)))
+    low = float(special.chdtri(len(values), 1 - significance / 2))
+    high = float(special.chdtri(len(values), significance / 2))
+    measured = math.sqrt(statistic / len(values))
+    return low <= statistic <= high, (
+        f"{measured:.4f} of what it should be, from {len(values)} values "
+        f"({math.sqrt(low / len(values)):.3f} to {math.sqrt(high / len(values)):.3f} allowed)"
     )
 
 

@@ -11,17 +11,19 @@ standard deviation sigma*C in any case.  The final weight tells in from out by a
 mu = sqrt(T)/sigma standard deviations, which is all that the Gaussian mechanism gives away.
 Canaries have disjoint weights, so every weight of every run is one independent sample.  Beside
 them take part: units of several records, units that dwarf the clip norm, one with a gradient that
-is not a number; and a second layer that receives noise only.
+is not a number; and a second layer that receives noise only (but for `influence`).
 
     shift           the lower bound on mu reaches its share of the theory (the attack sees the
                     mechanism) and does not exceed the theory (the mechanism keeps its claim)
     noise           the spread of pure noise is sigma*C*sqrt(T), neither less nor more
+    shape           pure noise of single steps is normal, and no value comes twice: noise drawn in
+                    16 bits has the right spread and hides little
     independence    noise on two parameters of one shape is uncorrelated, and so is that of two
                     runs with different secrets
     empty           steps without any unit add noise like all others
     sampling        batch sizes vary as independent coins make them vary
     influence       the same run with and without one unit, under the same secret so that noise
-                    cancels: the sum moves by at most C, whatever the unit
+                    cancels: the sum moves by at most C, whatever the unit, clipped as the run clips
     own rate        one run at the run's own sampling probability, noise and steps: the one-run
                     bounds find no violation of the claim
     adaptive        only where the run clips so: the noise on sum and count has the two scales that
@@ -38,13 +40,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from privft.audit import bounds
 from privft.audit.attacks import Claim, correct_guesses
@@ -59,7 +61,7 @@ from privft.audit.probe import (
     probe_mechanism,
     probe_unit,
 )
-from privft.audit.rates import gaussian_mu_interval, rates_from_scores
+from privft.audit.rates import gaussian_mu_interval, normal_spread, rates_from_scores
 from privft.audit.suite import SelfcheckSpec
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
@@ -69,6 +71,8 @@ from privft.training.clipping import COUNT
 Array = NDArray[np.float64]
 
 _INFLUENCE = "influence of one unit"
+_FEWEST_SHAPES = 16
+_MOST_REPEATED = 0.01
 _MOST_STEPS = 400
 _OWN_RATE_CANARIES = 400
 _OWN_RATE_GUESSES = 80
@@ -119,10 +123,11 @@ def _checks(spec: SelfcheckSpec, secret: bytes, mechanism: Mechanism, claim: Cla
     return [
         _shift(spec, full, included, seen),
         _noise(spec, full, seen),
+        _shape(spec, mechanism, secret),
         _independence(spec, seen),
         _empty(spec, full, secret),
         _sampling(spec, mechanism, secret),
-        _influence(full, secret),
+        _influence(spec, mechanism, secret),
         _own_rate(spec, secret, mechanism, claim),
         *([_adaptive(spec, mechanism, secret)] if mechanism.clipping == "adaptive" else []),
     ]
@@ -162,23 +167,36 @@ def _shift(
     )
 
 
-def _spread(values: Array, expected: float, significance: float) -> tuple[bool, str]:
-    """Whether normal values of mean 0 have this spread: a two-sided chi-square test."""
-    statistic = float(np.sum(np.square(values / expected)))
-    low = float(special.chdtri(len(values), 1 - significance / 2))
-    high = float(special.chdtri(len(values), significance / 2))
-    measured = math.sqrt(statistic / len(values))
-    return low <= statistic <= high, (
-        f"{measured:.4f} of what it should be, from {len(values)} values "
-        f"({math.sqrt(low / len(values)):.3f} to {math.sqrt(high / len(values)):.3f} allowed)"
-    )
-
-
 def _noise(spec: SelfcheckSpec, mechanism: Mechanism, seen: Sequence[Observed]) -> Check:
     expected = mechanism.noise_multiplier * mechanism.clip_norm * math.sqrt(mechanism.steps)
     values = np.concatenate([one.quiet for one in seen])
-    ok, detail = _spread(values, expected, spec.significance)
+    ok, detail = normal_spread(values, expected, spec.significance)
     return Check(check="scale of the noise", ok=ok, detail=f"spread {detail}")
+
+
+def _shape(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
+    """A test of Kolmogorov and Smirnov on single draws, and whether they are fine enough to differ.
+
+    64-bit draws of this number do not repeat; of a thousand in 16 bits every other one does.
+    """
+    one_step = probe_mechanism(spec.noise_multiplier, 1.0, 1, run.noise)
+    nobody = np.zeros(spec.canaries, dtype=np.bool_)
+    seen = [
+        observe(one_step, nobody, _streams(secret, f"shape:{i}"), units=())
+        for i in range(max(_FEWEST_SHAPES, spec.runs))
+    ]
+    values = np.concatenate([np.concatenate([one.signal, one.quiet]) for one in seen])
+    found = stats.kstest(values / (spec.noise_multiplier * CLIP_NORM), "norm")
+    repeated = len(values) - len(np.unique(values))
+    return Check(
+        check="shape of the noise",
+        ok=bool(found.pvalue >= spec.significance) and repeated <= _MOST_REPEATED * len(values),
+        detail=(
+            f"{len(values)} draws lie within {found.statistic:.4f} of the normal distribution "
+            f"(a chance of {found.pvalue:.2g}, {spec.significance:g} allowed); {repeated} repeat "
+            "another to the last bit"
+        ),
+    )
 
 
 def _independence(spec: SelfcheckSpec, seen: Sequence[Observed]) -> Check:
@@ -213,58 +231,68 @@ def _empty(spec: SelfcheckSpec, mechanism: Mechanism, secret: bytes) -> Check:
     ]
     expected = mechanism.noise_multiplier * mechanism.clip_norm * math.sqrt(mechanism.steps)
     values = np.concatenate([np.concatenate([one.signal, one.quiet]) for one in seen])
-    ok, detail = _spread(values, expected, spec.significance)
+    ok, detail = normal_spread(values, expected, spec.significance)
     return Check(check="steps on an empty sample add noise", ok=ok, detail=f"spread {detail}")
 
 
 def _sampling(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
-    """Sum and spread of batch sizes over many steps, against those of independent coins."""
+    """Sum and spread of batch sizes over many steps, against those of independent coins: of the
+    canaries alone and of real units alone, because each has coins of its own."""
     steps, probability, count = 160, 0.25, 64
-    everyone = np.ones(count, dtype=np.bool_)
     mechanism = probe_mechanism(spec.noise_multiplier, probability, steps, run.noise)
-    seen = observe(mechanism, everyone, _streams(secret, "sampling"), units=())
-    sizes = np.array(seen.batch_sizes, dtype=np.float64)
-    deviation = (sizes - count * probability) / math.sqrt(count * probability * (1 - probability))
+    everyone = np.ones(count, dtype=np.bool_)
+    units = [probe_unit(str(i), BACKGROUND + i, scale=1, records=1 + i % 2) for i in range(count)]
+    seen = [
+        observe(mechanism, included, _streams(secret, f"sampling:{who}"), units=there)
+        for who, included, there in (("canaries", everyone, []), ("units", ~everyone, units))
+    ]
+    spread = math.sqrt(count * probability * (1 - probability))
+    sizes = [(np.array(one.batch_sizes) - count * probability) / spread for one in seen]
     share = spec.significance / 3  # of each of the three tests here
-    spread_ok, detail = _spread(deviation, 1.0, share)
-    drift = float(deviation.sum() / math.sqrt(steps))
-    allowed = float(special.ndtri(1 - share / 2))
-    # What a canary's weight gained counts its own coins; equal gains mean dealt-out batches.
-    gained = (seen.signal[BACKGROUND:] / CLIP_NORM - steps * probability) / math.sqrt(
+    spread_ok, detail = normal_spread(np.concatenate(sizes), 1.0, share)
+    drift = max((float(one.sum()) / math.sqrt(steps) for one in sizes), key=abs)
+    allowed = float(special.ndtri(1 - share / 4))
+    # What a unit's weight gained counts its own coins; equal gains mean dealt-out batches.
+    gained = np.concatenate([one.signal[BACKGROUND:] for one in seen]) / CLIP_NORM
+    gained = (gained - steps * probability) / math.sqrt(
         steps * (probability * (1 - probability) + spec.noise_multiplier**2)
     )
-    own_ok, own = _spread(gained, 1.0, share)
+    own_ok, own = normal_spread(gained, 1.0, share)
     return Check(
         check="sampling by independent coins",
-        ok=spread_ok and own_ok and abs(drift) <= allowed and len(sizes) == steps,
+        ok=spread_ok and own_ok and abs(drift) <= allowed and {*map(len, sizes)} == {steps},
         detail=(
-            f"spread of batch sizes {detail}; of a unit's own count {own}; "
+            f"canaries and units: spread of batch sizes {detail}; of a unit's own count {own}; "
             f"drift {drift:+.2f} standard errors, {allowed:.2f} allowed"
         ),
     )
 
 
-def _influence(mechanism: Mechanism, secret: bytes) -> Check:
-    """Neighbouring runs under one secret: what is left of the difference is one unit."""
-    one_step = probe_mechanism(mechanism.noise_multiplier, 1.0, 1, mechanism.noise)
+def _influence(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
+    """Neighbouring runs under one secret: what is left of the difference is one unit.
+
+    Adaptive clipping begins as flat clipping does; what it adds is looked at in `_adaptive`.
+    """
+    clipping = "flat" if run.clipping == "adaptive" else run.clipping
+    one_step = probe_mechanism(spec.noise_multiplier, 1.0, 1, run.noise, clipping=clipping)
     width = np.zeros(4, dtype=np.bool_)
     streams = _streams(secret, "influence")
     without = observe(one_step, width, streams, units=background())
-    largest = 0.0
-    for scale in range(len(SCALES)):
-        for records in (1, 2, 4):
-            more = probe_unit("one more", 0, scale=scale, records=records)
-            with_it = observe(one_step, width, streams, units=[*background(), more])
-            moved = np.concatenate([with_it.signal - without.signal, with_it.quiet - without.quiet])
-            size = float(np.linalg.norm(moved))
-            largest = max(largest, size if math.isfinite(size) else math.inf)
-    ratio = largest / mechanism.clip_norm
+    largest, sorts = 0.0, list(product(range(len(SCALES)), (1, 2, 4), (False, True)))
+    for scale, records, in_both in sorts:
+        more = probe_unit("one more", 0, scale=scale, records=records, in_both=in_both)
+        with_it = observe(one_step, width, streams, units=[*background(), more])
+        moved = np.concatenate([with_it.signal - without.signal, with_it.quiet - without.quiet])
+        size = float(np.linalg.norm(moved))
+        largest = max(largest, size if math.isfinite(size) else math.inf)
+    ratio = largest / one_step.clip_norm
     return Check(
         check=_INFLUENCE,
         ok=0.5 <= ratio <= 1 + 1e-9,
         detail=(
-            f"adding one of {3 * len(SCALES)} units moved the sum by at most {ratio:.9f} clip "
-            "norms, with one to four records, gradients up to a million clip norms, and NaN"
+            f"adding one of {len(sorts)} units moved the sum by at most {ratio:.9f} clip norms "
+            f"({clipping} clipping), with one to four records, gradients in one layer and in both, "
+            "of up to a million clip norms, and NaN"
         ),
     )
 
@@ -276,12 +304,12 @@ def _adaptive(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
     """
     assert run.count_noise is not None
     mechanism = probe_mechanism(
-        run.noise_multiplier, 1.0, 160, run.noise, count_noise=run.count_noise
+        run.noise_multiplier, 1.0, 160, run.noise, clipping="adaptive", count_noise=run.count_noise
     )
     nobody = np.zeros(spec.canaries, dtype=np.bool_)
     empty = observe(mechanism, nobody, _streams(secret, "adaptive"), units=())
     counts = np.array([_count(mechanism, *pair) for pair in pairwise(empty.clip_norms)])
-    counts_ok, counts_detail = _spread(counts, run.count_noise, spec.significance / 2)
+    counts_ok, counts_detail = normal_spread(counts, run.count_noise, spec.significance / 2)
 
     first = dataclasses.replace(mechanism, steps=1)
     sums = np.concatenate(
@@ -294,7 +322,7 @@ def _adaptive(spec: SelfcheckSpec, run: Mechanism, secret: bytes) -> Check:
         ]
     )
     scale = first.gradient_noise_multiplier * first.clip_norm
-    sums_ok, sums_detail = _spread(sums, scale, spec.significance / 2)
+    sums_ok, sums_detail = normal_spread(sums, scale, spec.significance / 2)
 
     # A hair above the smallest of `SCALES`: units just below and far above the clip norm.
     first = dataclasses.replace(first, clip_norm=SCALES[0] * (1 + 2.0**-16))

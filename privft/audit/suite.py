@@ -33,7 +33,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -135,7 +135,7 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _fails_on_what_it_must(self) -> Suite:
-        missing = {"bound-above-claim", "curve-contradicted", "control-failed"} - {*self.fails_on}
+        missing = {*get_args(Finding)} - {*self.fails_on}
         if missing:
             raise ValueError(f"expected fails_on to hold {sorted(missing)} as well")
         for specs in (self.canaries.causal_lm, self.canaries.sequence_classification):

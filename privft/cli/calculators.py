@@ -312,24 +312,27 @@ def bound_command(
     canaries: int, guesses: int, correct: int, delta: float, significance: float, as_json: bool
 ) -> None:
     """Lower bound on epsilon from an attack's guesses."""
-    from privft.audit.bounds import one_run_ceiling, one_run_epsilon
+    from privft.audit.bounds import bound_report
 
     if not correct <= guesses <= canaries:
         raise UsageError(
             f"expected correct <= guesses <= canaries, got {correct}, {guesses}, {canaries}"
         )
-    lower = one_run_epsilon(
+    found = bound_report(
         canaries=canaries,
         guesses=guesses,
         correct=correct,
         delta=delta,
         significance=significance,
     )
-    ceiling = one_run_ceiling(
-        canaries=canaries, guesses=guesses, delta=delta, significance=significance
-    )
     if as_json:
-        print_json({"epsilon_lower": lower, "ceiling": ceiling})
-    else:
-        click.echo(f"epsilon is at least {lower:.6f} at {100 * (1 - significance):g}% confidence")
-        click.echo(f"a perfect attack would have shown {ceiling:.6f}")
+        print_json(found)
+        return
+    lower, ceiling = found["epsilon_lower"], found["ceiling"]
+    click.echo(f"epsilon is at least {lower:.6f} at {100 * (1 - significance):g}% confidence")
+    click.echo(f"a perfect attack would have shown {ceiling:.6f}")
+    if found["gaussian_ceiling"] is not None:
+        lower, ceiling = found["gaussian_epsilon_lower"], found["gaussian_ceiling"]
+        click.echo(
+            f"were the mechanism's trade-off curve Gaussian (f-DP): {lower:.6f} and {ceiling:.6f}"
+        )

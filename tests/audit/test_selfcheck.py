@@ -39,16 +39,28 @@ SPEC = SelfcheckSpec(
 
 SHIFT = "white-box attack on the mechanism at full batch"
 NOISE = "scale of the noise"
+SHAPE = "shape of the noise"
 INDEPENDENCE = "independence of the noise"
 EMPTY = "steps on an empty sample add noise"
 SAMPLING = "sampling by independent coins"
 INFLUENCE = "influence of one unit"
 OWN_RATE = "white-box attack at the run's own sampling probability"
+ADAPTIVE = "adaptive clipping: one event of sum and count"
 
 
-def failed(spec: SelfcheckSpec = SPEC, secret: int = 3) -> set[str]:
-    checks = check_mechanism(spec, bytes([secret]) * 32, mechanism=MECHANISM, claim=CLAIM)
+def failed(
+    spec: SelfcheckSpec = SPEC, secret: int = 3, mechanism: Mechanism = MECHANISM
+) -> set[str]:
+    checks = check_mechanism(spec, bytes([secret]) * 32, mechanism=mechanism, claim=CLAIM)
     return {check.check for check in checks if not check.ok}
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
+@pytest.mark.parametrize("clipping", ["automatic", "per-layer"])
+def test_every_way_of_clipping_passes(
+    clipping: Literal["automatic", "per-layer"], noise: Literal["gaussian", "discrete-gaussian"]
+) -> None:
+    assert failed(mechanism=dataclasses.replace(MECHANISM, clipping=clipping, noise=noise)) == set()
 
 
 def test_discrete_noise_passes_the_same_checks() -> None:
@@ -61,7 +73,7 @@ def test_the_mechanism_as_it_is_passes_and_the_attack_sees_most_of_theory() -> N
     spec = load_suite("quick")[0].selfcheck
     checks = check_mechanism(spec, bytes([7]) * 32, mechanism=MECHANISM, claim=CLAIM)
     assert [check.check for check in checks if not check.ok] == []
-    assert len(checks) == 7
+    assert len(checks) == 8
     shift = next(check for check in checks if check.check == SHIFT)
     assert "mu is 2.000 in theory" in shift.detail
 
@@ -125,6 +137,34 @@ def noise_at_half_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "add_noise", half)
 
 
+def noise_in_16_bits(patch: pytest.MonkeyPatch) -> None:
+    """noise drawn in 16 bits"""
+    sound = loop.add_noise
+
+    def coarse(sums: Any, mechanism: Mechanism, **more: Any) -> Any:
+        noisy = sound(sums, mechanism, **more)
+        return {
+            name: total + (noisy[name] - total).bfloat16().double() for name, total in sums.items()
+        }
+
+    patch.setattr(loop, "add_noise", coarse)
+
+
+def noise_of_another_shape(patch: pytest.MonkeyPatch) -> None:
+    """noise of the right spread that is not Gaussian"""
+
+    def laplace(sums: Any, mechanism: Mechanism, *, streams: KeyedStreams, step: int) -> Any:
+        scale = mechanism.noise_multiplier * mechanism.clip_norm / 2**0.5
+        noisy = {}
+        for name, total in sums.items():
+            uniform = streams.stream("noise", step=step, label=name).uniform(total.numel()) - 0.5
+            drawn = -scale * np.sign(uniform) * np.log1p(-2 * np.abs(uniform))
+            noisy[name] = total + torch.from_numpy(drawn).reshape(total.shape)
+        return noisy
+
+    patch.setattr(loop, "add_noise", laplace)
+
+
 def noise_per_microbatch(patch: pytest.MonkeyPatch) -> None:
     """noise per microbatch"""
     sound, draw = loop.add_clipped, np.random.default_rng(0)
@@ -149,18 +189,40 @@ def empty_batches_skipped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "add_noise", skip)
 
 
+def dealt(
+    streams: KeyedStreams, *, step: int, units: int, probability: float, population: str
+) -> NDArray[np.int64]:
+    """Shuffled batches in the form of `poisson_sample`."""
+    parts = max(1, round(1 / probability))
+    epoch, turn = divmod(step, parts)
+    order = streams.stream("shuffle", step=epoch, label=population).uint64(units).argsort()
+    return np.sort(order[turn::parts])
+
+
 def shuffled_instead_of_poisson(patch: pytest.MonkeyPatch) -> None:
     """shuffled batches instead of Poisson sampling"""
-
-    def dealt(
-        streams: KeyedStreams, *, step: int, units: int, probability: float, population: str
-    ) -> NDArray[np.int64]:
-        parts = max(1, round(1 / probability))
-        epoch, turn = divmod(step, parts)
-        order = streams.stream("shuffle", step=epoch, label=population).uint64(units).argsort()
-        return np.sort(order[turn::parts])
-
     patch.setattr(loop, "poisson_sample", dealt)
+
+
+def shuffled_beside_poisson_canaries(patch: pytest.MonkeyPatch) -> None:
+    """shuffled batches of real units, and coins for canaries alone"""
+    sound = loop.poisson_sample
+
+    def by_population(streams: KeyedStreams, *, population: str, **more: Any) -> Any:
+        sample = sound if population == "canaries" else dealt
+        return sample(streams, population=population, **more)
+
+    patch.setattr(loop, "poisson_sample", by_population)
+
+
+def one_step_more(patch: pytest.MonkeyPatch) -> None:
+    """one step more than is charged"""
+    sound = loop.train
+
+    def longer(model: Any, *, mechanism: Mechanism, **more: Any) -> None:
+        sound(model, mechanism=dataclasses.replace(mechanism, steps=mechanism.steps + 1), **more)
+
+    patch.setattr(loop, "train", longer)
 
 
 def same_coins_on_two_ranks(patch: pytest.MonkeyPatch) -> None:
@@ -266,57 +328,21 @@ def divisor_from_the_realised_batch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "add_noise", rescaled)
 
 
-FAULTS: list[tuple[Patch, set[str]]] = [
-    (no_clipping, {INFLUENCE, SHIFT}),
-    (records_clipped_one_by_one, {INFLUENCE}),
-    (non_finite_gradients_kept, {INFLUENCE}),
-    (noise_at_half_scale, {NOISE, SHIFT}),
-    (noise_per_microbatch, {NOISE, SHIFT}),
-    (empty_batches_skipped, {EMPTY}),
-    (shuffled_instead_of_poisson, {SAMPLING}),
-    (same_coins_on_two_ranks, {SAMPLING}),
-    (same_noise_on_two_ranks, {NOISE}),
-    (same_noise_twice, {NOISE}),
-    (same_noise_on_two_parameters, {INDEPENDENCE}),
-    (noise_from_a_fixed_seed, {INDEPENDENCE}),
-    (batch_mean_loss, {SHIFT}),
-    (unit_split_over_two_steps, {SHIFT}),
-    (divisor_from_the_realised_batch, {NOISE, EMPTY}),
-]
+def layers_clipped_each_to_the_whole(patch: pytest.MonkeyPatch) -> None:
+    """layers clipped each to the whole clip norm"""
+    sound = clipping.unit_factors
 
+    def each(gradients: Any, clip_norm: float, how: Any) -> Any:
+        if how != "per-layer":
+            return sound(gradients, clip_norm, how)
+        layers = len({name.rpartition(".")[0] for name in gradients})
+        return sound(gradients, clip_norm * layers**0.5, how)
 
-@pytest.mark.parametrize(
-    ("plant", "caught_by"), FAULTS, ids=[plant.__name__ for plant, _ in FAULTS]
-)
-def test_a_planted_fault_is_caught(
-    monkeypatch: pytest.MonkeyPatch, plant: Patch, caught_by: set[str]
-) -> None:
-    plant(monkeypatch)
-    assert caught_by <= failed()
-
-
-# --- adaptive clipping ------------------------------------------------------------------------
-
-ADAPTIVE = "adaptive clipping: one event of sum and count"
-
-
-def adaptive_check(noise: Literal["gaussian", "discrete-gaussian"] = "gaussian") -> Check:
-    """With a count noise so small that both kinds of noise are far from the noise multiplier."""
-    mechanism = dataclasses.replace(MECHANISM, clipping="adaptive", count_noise=0.6, noise=noise)
-    checks = check_mechanism(SPEC, bytes([9]) * 32, mechanism=mechanism, claim=CLAIM)
-    assert [check.check for check in checks if not check.ok] in ([], [ADAPTIVE])
-    (found,) = [check for check in checks if check.check == ADAPTIVE]
-    return found
-
-
-@pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
-def test_sum_and_count_are_one_event(noise: Literal["gaussian", "discrete-gaussian"]) -> None:
-    check = adaptive_check(noise)
-    assert check.ok, check.detail
-    assert "moved the count by at most 0.500000" in check.detail
+    patch.setattr(clipping, "unit_factors", each)
 
 
 def half_the_noise_on_the_count(patch: pytest.MonkeyPatch) -> None:
+    """half the noise on the count of unclipped units"""
     sound = loop.noisy_count
 
     def half(count: torch.Tensor, mechanism: Mechanism, **more: Any) -> float:
@@ -326,6 +352,8 @@ def half_the_noise_on_the_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_count_that_is_not_centred(patch: pytest.MonkeyPatch) -> None:
+    """a count of unclipped units that is not centred"""
+
     def uncentred(totals: Mapping[str, Any], factors: Mapping[str, list[float]]) -> None:
         if COUNT in totals:
             totals[COUNT].add_(2 * next(iter(factors.values())).count(1.0))
@@ -334,24 +362,66 @@ def a_count_that_is_not_centred(patch: pytest.MonkeyPatch) -> None:
 
 
 def gradients_that_do_not_pay_for_the_count(patch: pytest.MonkeyPatch) -> None:
+    """gradients that do not pay for the count"""
     patch.setattr(
         Mechanism, "gradient_noise_multiplier", property(lambda self: self.noise_multiplier)
     )
 
 
+FAULTS: list[tuple[Patch, set[str]]] = [
+    (no_clipping, {INFLUENCE, SHIFT}),
+    (records_clipped_one_by_one, {INFLUENCE}),
+    (non_finite_gradients_kept, {INFLUENCE}),
+    (noise_at_half_scale, {NOISE, SHIFT}),
+    (noise_in_16_bits, {SHAPE}),
+    (noise_of_another_shape, {SHAPE}),
+    (noise_per_microbatch, {NOISE, SHIFT}),
+    (empty_batches_skipped, {EMPTY}),
+    (shuffled_instead_of_poisson, {SAMPLING}),
+    (shuffled_beside_poisson_canaries, {SAMPLING}),
+    (one_step_more, {NOISE}),
+    (same_coins_on_two_ranks, {SAMPLING}),
+    (same_noise_on_two_ranks, {NOISE}),
+    (same_noise_twice, {NOISE}),
+    (same_noise_on_two_parameters, {INDEPENDENCE}),
+    (noise_from_a_fixed_seed, {INDEPENDENCE}),
+    (batch_mean_loss, {SHIFT}),
+    (unit_split_over_two_steps, {SHIFT}),
+    (divisor_from_the_realised_batch, {NOISE, EMPTY}),
+    (layers_clipped_each_to_the_whole, {INFLUENCE}),
+    (half_the_noise_on_the_count, {ADAPTIVE}),
+    (a_count_that_is_not_centred, {ADAPTIVE}),
+    (gradients_that_do_not_pay_for_the_count, {ADAPTIVE}),
+]
+
+# With a count noise so small that both kinds of noise are far from the noise multiplier.
+ADAPTIVE_MECHANISM = dataclasses.replace(MECHANISM, clipping="adaptive", count_noise=0.6)
+
+
+def mechanism_of(plant: Patch) -> Mechanism:
+    """A mechanism of the sort that the fault is about; flat clipping for most."""
+    if plant is layers_clipped_each_to_the_whole:
+        return dataclasses.replace(MECHANISM, clipping="per-layer")
+    return ADAPTIVE_MECHANISM if (plant, {ADAPTIVE}) in FAULTS else MECHANISM
+
+
 @pytest.mark.parametrize(
-    "plant",
-    [
-        half_the_noise_on_the_count,
-        a_count_that_is_not_centred,
-        gradients_that_do_not_pay_for_the_count,
-    ],
+    ("plant", "caught_by"), FAULTS, ids=[plant.__name__ for plant, _ in FAULTS]
 )
-def test_a_fault_in_the_joint_event_is_caught(
-    monkeypatch: pytest.MonkeyPatch, plant: Patch
+def test_a_planted_fault_is_caught(
+    monkeypatch: pytest.MonkeyPatch, plant: Patch, caught_by: set[str]
 ) -> None:
     plant(monkeypatch)
-    assert not adaptive_check().ok
+    assert caught_by <= failed(mechanism=mechanism_of(plant))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
+def test_sum_and_count_are_one_event(noise: Literal["gaussian", "discrete-gaussian"]) -> None:
+    mechanism = dataclasses.replace(ADAPTIVE_MECHANISM, noise=noise)
+    checks = check_mechanism(SPEC, bytes([9]) * 32, mechanism=mechanism, claim=CLAIM)
+    assert [check.check for check in checks if not check.ok] == []
+    (found,) = [check for check in checks if check.check == ADAPTIVE]
+    assert "moved the count by at most 0.500000" in found.detail
 
 
 def test_threads_are_as_before_after_a_check() -> None:

@@ -90,6 +90,7 @@ def test_the_ceilings_that_the_suites_state_hold(name: str, ceiling: float) -> N
         ({"significance": "0.05"}, "significance"),
         ({"version": 2}, "version"),
         ({"fails_on": ["bound-above-claim"]}, "curve-contradicted"),
+        ({"fails_on": ["bound-above-claim", "curve-contradicted", "control-failed"]}, "selfcheck"),
         ({"fails_on": []}, "fails_on"),
         ({"candidates": -1}, "candidates"),
         ({"name": "../quick"}, "name"),

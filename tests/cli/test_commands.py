@@ -14,6 +14,7 @@ import click
 import pytest
 
 from privft import errors
+from privft.audit.bounds import bound_report
 from privft.cli import _COMMANDS, main
 from privft.errors import PrivftError
 from tests.stages.world import base, privft, released
@@ -241,6 +242,15 @@ READERS = [
 @pytest.mark.parametrize("arguments", READERS, ids=" ".join)
 def test_what_a_script_reads_is_one_json_value_on_stdout(arguments: tuple[str, ...]) -> None:
     assert base().privft(*arguments).json is not None
+
+
+def test_a_bound_by_hand_is_the_one_that_audits_compute() -> None:
+    counts = {"canaries": 160, "guesses": 128, "correct": 71}
+    words = [word for name, count in counts.items() for word in (f"--{name}", str(count))]
+    said = privft("bound", *words, "--delta", "1e-5", "--significance", "0.00667", "--json").json
+    assert said == bound_report(**counts, delta=1e-5, significance=0.00667)
+    assert said["epsilon_lower"] <= said["ceiling"] == pytest.approx(3.2, abs=0.05)
+    assert said["gaussian_epsilon_lower"] < said["gaussian_ceiling"]
 
 
 def test_the_commands_of_the_path_say_json_alone() -> None:
