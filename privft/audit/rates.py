@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from privft.audit.bounds import check_counts, check_probability
 
@@ -208,6 +208,8 @@ def gaussian_mu_interval(
     mechanism's own Gaussian noise, and `rates_from_scores` gives a bound beside it without it.
     Errors: ValueError on fewer than two scores a side or no spread at all.
     """
+    from scipy.optimize import brentq
+
     inside, outside = _scores("in", in_scores), _scores("out", out_scores)
     n, m = len(inside), len(outside)
     if min(n, m) < 2:
@@ -230,7 +232,7 @@ def gaussian_mu_interval(
         """The non-centrality at which the statistic has this cumulative probability."""
         width = 10 + abs(statistic)
         return float(
-            optimize.brentq(
+            brentq(
                 lambda ncp: float(special.ndtr(statistic * s - ncp).mean()) - probability,
                 statistic - width,
                 statistic + width,

@@ -19,12 +19,14 @@ Calibration searches on the coarse grid, confirms on the fine one, and returns a
 the private side: the returned noise is rounded up, the returned steps down, and `cost` of the
 result is at most the target.
 
-dp_accounting and riskcal are imported where they are used (1 second): importing this room is free.
+dp_accounting and riskcal are imported where they are used (1 second): importing this room is free,
+and `get_ready` imports them beforehand.
 Everything expensive is cached in the process, keyed by the event.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 from collections.abc import Sequence
@@ -73,6 +75,12 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping, fit for canonical JSON."""
         return asdict(self)
+
+
+def get_ready() -> None:
+    """Import what pricing will import, before it is needed."""
+    for name in ("dp_accounting.pld", "dp_accounting.rdp", "riskcal.analysis", "scipy.optimize"):
+        importlib.import_module(name)
 
 
 def _check_delta(delta: float) -> None:

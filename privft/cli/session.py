@@ -1,4 +1,8 @@
-"""What commands share: who acts, in which workspace, how vaults open, how results are printed."""
+"""What commands share: who acts, in which workspace, how vaults open, how results are printed.
+
+Ledger and vault are imported where they are used: commands without a workspace (`verify`, the
+calculators) do not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from privft.budget.ledger import Ledger
 from privft.errors import UsageError
-from privft.signing import Identity
-from privft.vault.keys import KeyOpener, passphrase_opener
-from privft.vault.parquet import ParquetOpener
-from privft.vault.services import exec_service, service_opener
-from privft.vault.tokens import TokenService, parse_uri
-from privft.workspace import Workspace, opener_of
+
+if TYPE_CHECKING:
+    from privft.budget.ledger import Ledger
+    from privft.signing import Identity
+    from privft.vault.keys import KeyOpener
+    from privft.vault.parquet import ParquetOpener
+    from privft.vault.tokens import TokenService
+    from privft.workspace import Workspace
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -171,6 +176,10 @@ class Session:
 
     def opener_with(self, who: Acting, secret: bytes | None) -> KeyOpener:
         """`opener`, with what `opening_secret` gave."""
+        from privft.vault.keys import passphrase_opener
+        from privft.vault.services import exec_service, service_opener
+        from privft.workspace import opener_of
+
         if who.service is not None:
             return service_opener(exec_service(who.service))
         if secret is None:
@@ -189,6 +198,8 @@ class Session:
         if descriptor is not None and service is not None:
             raise UsageError("more than one way to open Parquet files", hint="give one of them")
         if service is not None:
+            from privft.vault.services import exec_service
+
             return exec_service(service)
         if descriptor is None:
             return None
@@ -205,6 +216,8 @@ class Session:
         return _token_service(uri, self._pin(uri, pin_fd))
 
     def _pin(self, uri: str, pin_fd: int | None) -> bytes:
+        from privft.vault.tokens import parse_uri
+
         return self._secret(f"PIN of token {parse_uri(uri).token}", pin_fd, "--pin-fd N")
 
     def _secret(
@@ -227,6 +240,8 @@ class Session:
 
 
 def _token_service(uri: str, pin: bytes) -> TokenService:
+    from privft.vault.tokens import TokenService, parse_uri
+
     place = parse_uri(uri)
     return TokenService(module=place.module, token=place.token, key=place.key, pin=pin)
 
@@ -249,6 +264,8 @@ def ledger_password(ctx: click.Context) -> str | None:
 
 def session(ctx: click.Context) -> Session:
     """The workspace that the command is about."""
+    from privft.workspace import Workspace
+
     given, password = ctx.obj["workspace"], ledger_password(ctx)
     if given is not None:
         workspace = Workspace.open(given, ledger_password=password)

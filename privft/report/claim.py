@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from privft.budget.filter import Cap, admit, fits
 from privft.budget.mechanism import Event, Unit
 from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError
-from privft.report.aside import Aside
+from privft.report.aside import HERE, Aside
 from privft.signing import VerifyKey
 
 RELATIVE = 1e-6  # what FFTs of different machines may differ by; seen: 1e-11
@@ -39,23 +40,25 @@ def guarantee(
     """The statement's `guarantee`, from public numbers alone; takes one or two seconds.
 
     fprs: the false positive rates at which the trade-off curve is stated.
-    at_once: a second process computes the second relation (for a process that is young and small).
+    at_once: another process computes the second relation (for a process that is young and small).
 
     Guarantees: `epsilon` is the pessimistic PLD value under add/remove; no attack exceeds
     `odds_percent` or any point of `tpr_at_fpr`.  Raises `AccountingError` where the accountants
     disagree.
     """
     substituting = partial(accounting.cost, events, delta, adjacency="substitute")
-    other = Aside(substituting).answer if at_once else substituting
-    cost = accounting.cost(events, delta)
-    curve = accounting.tradeoff(events)
+    with Aside() if at_once else nullcontext(HERE) as aside:
+        other = aside.begin(substituting)
+        cost = accounting.cost(events, delta)
+        curve = accounting.tradeoff(events)
+        substitute = other()
     return {
         "unit": unit,
         "adjacency": "add-remove",
         "epsilon": cost.epsilon,
         "delta": delta,
         "cost": cost.to_dict(),
-        "substitute": other().to_dict(),
+        "substitute": substitute.to_dict(),
         "odds_percent": min(100.0, max(50.0, 100 * curve.max_accuracy)),
         "tpr_at_fpr": [[fpr, min(1.0, curve.tpr_bound(fpr))] for fpr in fprs],
         "mu": curve.mu_nearest,

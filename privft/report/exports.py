@@ -20,7 +20,7 @@ from typing import Any
 from privft.errors import UsageError
 from privft.report import registry
 from privft.report.card import environment
-from privft.report.facts import Facts
+from privft.report.facts import Facts, LedgerFacts
 from privft.report.hazards import hazards
 from privft.report.page import verdict
 from privft.report.registry import TODO as TODO
@@ -85,9 +85,15 @@ def export(statement: Mapping[str, Any], name: str) -> str:
             cap_odds=round_up(odds_of(facts.ledger.cap.epsilon, facts.ledger.cap.delta)),
             verdict=verdict(facts),
             hazards=hazards(facts),
+            more_runs=_more_runs(facts.ledger),
             statement_sha256=digest(statement),
         )
     )
+
+
+def _more_runs(ledger: LedgerFacts) -> int:
+    """How many more runs like this one fit; none where a recovery used the budget up."""
+    return 0 if ledger.exhausted else ledger.more_runs_like_this
 
 
 def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
@@ -131,7 +137,7 @@ def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
                 actors=TODO,
                 release_type="One release",
                 release_type_details=f"{len(facts.ledger.history)} runs on the same data so far; "
-                f"by the budget {facts.ledger.more_runs_like_this} more like this one would fit.",
+                f"by the budget {_more_runs(facts.ledger)} more like this one would fit.",
                 data_source_type="Static",
                 access_type="Non-interactive",
             ),

@@ -273,6 +273,11 @@ class LedgerFacts(Strict):
     history: Annotated[list[PastRun], Field(min_length=1)]
     recoveries: list[Recovery]
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether a recovery of the ledger used the whole budget up, so that nothing is left."""
+        return any(lost.exhausted for lost in self.recoveries)
+
 
 class Facts(Strict):
     """The predicate, whole."""

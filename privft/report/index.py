@@ -91,7 +91,13 @@ def _burn_down(budget: Budget, i: int) -> Markup | None:
     if not budget.history:
         return None
     return Markup(
-        plots.burn_down(budget.epsilon, budget.history, key=f"burn-{i}", mark_last="newest")
+        plots.burn_down(
+            budget.epsilon,
+            budget.history,
+            key=f"burn-{i}",
+            mark_last="newest",
+            exhausted=budget.exhausted,
+        )
     )
 
 

@@ -1,6 +1,6 @@
-"""What must not be overlooked, in sentences for renderings that have no markup of their own.
+"""What must not be overlooked, in sentences that every rendering can print as they are.
 
-The HTML page says the same with headings and links (`templates/report.html`).
+Of waivers and recoveries the HTML page says the same with markup (`templates/report.html`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from privft.audit.rates import Exposure, exposure_of_ranks, share_interval
 from privft.report.countersigned import Countersigned
 from privft.report.facts import Facts
 from privft.report.findings import AuditFacts
+from privft.report.wording import round_up, unit_words
 
 
 def incomplete(signed: Countersigned) -> list[str]:
@@ -44,6 +45,20 @@ def recoveries(facts: Facts) -> list[str]:
             else "The budget of these data is younger than that."
         )
         for lost in facts.ledger.recoveries
+    ]
+
+
+def limits(facts: Facts) -> list[str]:
+    """What this report does not show: what the run said of itself, and what holds for every run."""
+    many = unit_words(facts.guarantee.unit)["many"]
+    return [
+        *facts.limits,
+        "The history of earlier runs is copied from the ledger. Only the entries of this run come "
+        "with proofs; the whole ledger can be had by “privft ledger export”.",
+        f"A group of k {many} whose texts resemble each other is protected k times less: for two, "
+        f"epsilon is about {round_up(2 * facts.guarantee.epsilon)}.",
+        "The guarantee is about what the model gives away. It says nothing on whether the model is "
+        "right, fair, or fit for use.",
     ]
 
 

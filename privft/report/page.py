@@ -28,7 +28,7 @@ from privft.report.countersigned import countersigned, signed_by
 from privft.report.facts import Facts
 from privft.report.findings import AuditTest, Utility
 from privft.report.hazards import Hazard, hazards
-from privft.report.notices import secrets
+from privft.report.notices import limits, secrets
 from privft.report.statement import digest, validate
 from privft.report.wording import (
     COMPANIONS,
@@ -96,7 +96,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             waiting=[row for row in hazards(facts) if row.answer == "operator"],
             drawn_groups=DRAWN_GROUPS,
             companions=COMPANIONS,
-            exhausted=any(lost.exhausted for lost in facts.ledger.recoveries),
+            limits=limits(facts),
         )
     )
 
@@ -198,6 +198,7 @@ def charts(facts: Facts) -> dict[str, Any]:
             plots.burn_down(
                 facts.ledger.cap.epsilon,
                 [(past.run, past.cumulative) for past in facts.ledger.history],
+                exhausted=facts.ledger.exhausted,
             )
         ),
         "utility": [

@@ -186,11 +186,15 @@ def burn_down(
     *,
     key: str = "burn",
     mark_last: str = "this run",
+    exhausted: bool = False,
 ) -> str:
     """What is left of the budget after each run; the last one is marked.
 
-    cap: the whole budget.  history: (run, epsilon spent after it), in order of time.
+    cap: the whole budget.  history: (run, epsilon spent after it), in order of time.  exhausted:
+    a recovery of the ledger used up the rest, and is marked instead.
     """
+    if exhausted:
+        history, mark_last = [*history, ("recovery", cap)], "recovery"
     left = [cap] + [max(cap - spent, 0.0) for _, spent in history]
     high = _round_up(cap)
     x = Axis(low=0, high=len(history) + 1, start=44, end=426)

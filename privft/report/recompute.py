@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from privft.errors import IntegrityError, OrderError, PolicyRefused, SignatureEr
 from privft.policy import PlanFacts, Policy, let_out
 from privft.policy import check as policy_check
 from privft.report import claim
+from privft.report.aside import HERE, Aside
 from privft.report.facts import Facts
 from privft.report.findings import AuditTest
 from privft.report.proof import ProvenLedger
@@ -178,20 +180,23 @@ def _against_the_trust_root() -> Iterator[None]:
         ) from error
 
 
-def epsilon_agrees(plain: Mapping[str, Any], *, at_once: bool = False) -> str:
+def epsilon_agrees(plain: Mapping[str, Any], aside: Aside = HERE) -> str:
     """The whole guarantee, computed again from the events by both accountants.
 
-    at_once: on two cores, as in `claim.guarantee`.
+    aside: the process that computes.
     """
     predicate = plain["predicate"]
     stated = predicate["guarantee"]
     events = [Event.from_dict(event) for event in predicate["events"]]
-    computed = claim.guarantee(
-        unit=stated["unit"],
-        events=events,
-        delta=stated["delta"],
-        fprs=tuple(fpr for fpr, _ in stated["tpr_at_fpr"]),
-        at_once=at_once,
+    computed = aside.ask(
+        partial(
+            claim.guarantee,
+            unit=stated["unit"],
+            events=events,
+            delta=stated["delta"],
+            fprs=tuple(fpr for fpr, _ in stated["tpr_at_fpr"]),
+            at_once=aside.is_there,
+        )
     )
     if stated["substitute"] is None:
         computed["substitute"] = None
@@ -204,12 +209,15 @@ def epsilon_agrees(plain: Mapping[str, Any], *, at_once: bool = False) -> str:
     cost = computed["cost"]
     noised = [entry for entry in predicate["utility"] if entry["paid"] is not None]
     for i, entry in enumerate(noised):
-        again = claim.noised(
-            difference=entry["trained"] - entry["base"],
-            units=entry["n"],
-            noise_multiplier=entry["paid"]["noise_multiplier"],
-            bound=entry["paid"]["bound"],
-            delta=stated["delta"],
+        again = aside.ask(
+            partial(
+                claim.noised,
+                difference=entry["trained"] - entry["base"],
+                units=entry["n"],
+                noise_multiplier=entry["paid"]["noise_multiplier"],
+                bound=entry["paid"]["bound"],
+                delta=stated["delta"],
+            )
         )
         different = claim.compare(entry, {**entry, **again}, f"noised utility {i}")
         if different:
@@ -245,8 +253,11 @@ def budget_agrees(statement: Statement) -> str:
     )
 
 
-def audit_agrees(statement: Statement) -> str:
-    """Bounds from counts, and no passed verdict over a contradiction."""
+def audit_agrees(statement: Statement, aside: Aside = HERE) -> str:
+    """Bounds from counts, and no passed verdict over a contradiction.
+
+    aside: the process that draws the trade-off curve.
+    """
     facts = statement.predicate
     contradicted = []
     for test in facts.audit.tests:
@@ -256,7 +267,7 @@ def audit_agrees(statement: Statement) -> str:
             if test.epsilon_lower > facts.guarantee.epsilon:
                 contradicted.append(where)
         elif test.method == CURVES:
-            if _curve_contradicted(test, facts):
+            if _curve_contradicted(test, facts, aside):
                 contradicted.append(where)
         else:
             raise IntegrityError(f"{where}: this version does not know the method")
@@ -282,14 +293,15 @@ def _plain_bounds_agree(test: AuditTest, delta: float, where: str) -> None:
             raise IntegrityError(f"{where}: {what} states {stated!r}, computed {value!r}")
 
 
-def _curve_contradicted(test: AuditTest, facts: Facts) -> bool:
+def _curve_contradicted(test: AuditTest, facts: Facts, aside: Aside) -> bool:
     """Whether the counts contradict the trade-off curve of the stated events.
 
     The bound in terms of epsilon and its ceiling are on curves of other noise, so what is held here
     is on which side of the claim they lie: at it or above exactly when the counts, or all guesses
     right, contradict it.
     """
-    curve, claimed = accounting.tradeoff(facts.accounting_events()), facts.guarantee.epsilon
+    curve = aside.ask(partial(accounting.tradeoff, facts.accounting_events()))
+    claimed = facts.guarantee.epsilon
     contradicts = []
     for what, stated, right in (
         ("epsilon_lower", test.epsilon_lower, test.correct),

@@ -42,6 +42,7 @@ from typing import Any
 
 from privft.errors import IntegrityError, PrivftError, SignatureError
 from privft.report import recompute
+from privft.report.aside import HERE, Aside
 from privft.report.card import render_card, render_licence_note
 from privft.report.countersigned import countersigned
 from privft.report.page import render
@@ -75,7 +76,7 @@ class _Found:
     directory: Path
     trust: TrustRoot
     now: str
-    at_once: bool = False
+    aside: Aside = HERE
     files: dict[str, Path] = field(default_factory=dict)
     ledger: ProvenLedger | None = None
     envelope: dict[str, Any] | None = None
@@ -99,14 +100,14 @@ class _Blocked(Exception):
 
 
 def verify_release(
-    directory: Path, trust: TrustRoot, *, now: str, at_once: bool = False
+    directory: Path, trust: TrustRoot, *, now: str, aside: Aside = HERE
 ) -> list[Check]:
     """All checks of a released folder, passed or not; never raises for what is in the folder.
 
     now: the moment (ISO time, UTC) at which the trust root has to hold.
-    at_once: part of the accounting in a second process, which only a small young process may fork.
+    aside: the process that does the accounting.
     """
-    found = _Found(directory=directory, trust=trust, now=now, at_once=at_once)
+    found = _Found(directory=directory, trust=trust, now=now, aside=aside)
     rows = []
     for name, check in _CHECKS:
         try:
@@ -319,7 +320,7 @@ def _waivers(found: _Found) -> str:
 
 
 def _epsilon(found: _Found) -> str:
-    return recompute.epsilon_agrees(_need(found.plain, "statement"), at_once=found.at_once)
+    return recompute.epsilon_agrees(_need(found.plain, "statement"), found.aside)
 
 
 def _budget(found: _Found) -> str:
@@ -327,7 +328,7 @@ def _budget(found: _Found) -> str:
 
 
 def _audit(found: _Found) -> str:
-    return recompute.audit_agrees(_need(found.statement, "statement"))
+    return recompute.audit_agrees(_need(found.statement, "statement"), found.aside)
 
 
 def _policy(found: _Found) -> str:

@@ -15,7 +15,7 @@ from privft.errors import UsageError
 from privft.report import registry, statement
 from privft.report.exports import PACKS, TODO, export
 from tests.report.made_up import made_up_facts
-from tests.report.test_page import MARKUP
+from tests.report.test_page import MARKUP, waived_facts
 
 
 @pytest.mark.parametrize("name", PACKS)
@@ -238,6 +238,15 @@ def test_open_hazards_and_failures_are_not_left_out() -> None:
     assert "| NO |" in export(built, "dpia")
     assert "Not passed" in export(built, "annex-iv")
     assert "Floating-point noise has gaps" in export(built, "model-risk")
+
+
+@pytest.mark.parametrize("name", ["registry", "model-risk"])
+def test_no_further_run_fits_a_budget_that_a_recovery_used_up(name: str) -> None:
+    facts = waived_facts()
+    facts["ledger"]["more_runs_like_this"] = 7
+    text = " ".join(export(statement.build(facts), name).split())
+    assert re.search(r"\b0 more", text)
+    assert "7 more" not in text
 
 
 def test_unknown_export_is_refused_with_the_known_ones() -> None:

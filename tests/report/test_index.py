@@ -68,6 +68,7 @@ def test_budgets_and_runs_without_a_report_come_from_the_ledger() -> None:
     assert "r-4 closed notes-2026 charged; no report" in text
     assert "Budget of calls All runs together never exceed ε = 8, δ = 1e-05. Left: 3.90" in text
     assert "recovered from a backup: nothing is left" in text
+    assert "After recovery: 0.00 left." in text
     assert "Nothing was charged to it yet. Lineage new-lineage" in text
 
 

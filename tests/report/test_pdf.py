@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from privft.errors import UsageError
 from privft.report import pdf, statement
+from privft.report.notices import limits, secrets
+from privft.report.sections import sections
 from tests.report.made_up import made_up_facts
-from tests.report.test_page import signed_facts
+from tests.report.test_page import Outline, made, signed_facts, waived_facts
 
 needs_typst = pytest.mark.skipif(
     importlib.util.find_spec("typst") is None, reason="typst is not installed"
@@ -47,7 +50,7 @@ def test_sections_hold_every_number_that_the_page_prints_of_the_mechanism() -> N
     facts = statement.validate(statement.build(made_up_facts())).predicate
     cells = {
         cell
-        for section in pdf.sections(facts)
+        for section in sections(facts)
         for table in section["tables"]
         for row in table["rows"]
         for cell in row
@@ -67,15 +70,40 @@ def test_sections_hold_every_number_that_the_page_prints_of_the_mechanism() -> N
     assert set(stated) <= cells
 
 
+def test_pdf_says_what_the_page_says_of_limits_counts_and_tests() -> None:
+    facts = statement.validate(statement.build(signed_facts())).predicate
+    page = Outline(made(signed_facts())).text
+    said = [line for section in sections(facts) for line in section["paragraphs"]]
+    for line in (*limits(facts), *secrets(facts.audit), facts.audit.words):
+        assert line in said
+        assert line in page
+    assert any("Bounds at 0.05 significance" in line for line in said)
+    assert "Bounds at 0.05 significance" in page
+    assert any("at the orders 4, 8, 16, 32" in line for line in said)
+    cells = [c for s in sections(facts) for t in s["tables"] for row in t["rows"] for c in row]
+    assert any(cell.startswith("best order") for cell in cells)
+    assert any(re.fullmatch(r"-0\.960 \(-1\.010 to -0\.910\)", cell) for cell in cells)
+
+
+def test_budget_that_a_recovery_used_up_is_nowhere_shown_as_left() -> None:
+    facts = statement.validate(statement.build(waived_facts())).predicate
+    ledger = sections(facts)[2]
+    assert ledger["tables"][0]["rows"][-1] == ["after the recovery", "8.000", "0.000"]
+    assert "After recovery: 0.00 left." in ledger["charts"][0]
+    page = made(waived_facts())
+    assert "After recovery: 0.00 left." in page
+    assert "after the recovery 8.000 0.000" in Outline(page).text
+
+
 def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
     facts = statement.validate(statement.build(made_up_facts())).predicate
-    for section in pdf.sections(facts):
+    for section in sections(facts):
         for table in section["tables"]:
             assert {len(row) for row in table["rows"]} == {len(table["head"]) or 2}
 
 
 def test_colours_are_written_out_for_readers_without_css() -> None:
     facts = statement.validate(statement.build(made_up_facts())).predicate
-    for section in pdf.sections(facts):
+    for section in sections(facts):
         for chart in section["charts"]:
             assert "var(" not in chart

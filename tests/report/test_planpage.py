@@ -74,6 +74,8 @@ def test_page_says_promise_price_and_the_digest_to_sign() -> None:
         "will win at most",
         "2 more people must approve",
         "nothing has run yet",
+        "What is protected Whether one person, with all of that person's records, took part",
+        "What is not protected What is true of many people alike",
         "0.024",
         "1.90180423",
     ):

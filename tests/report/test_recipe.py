@@ -13,7 +13,15 @@ import pytest
 
 from privft.report.verify import recipe
 from privft.signing import SigningKey
-from tests.report.released import RUN, STRANGER, trust_file, write_release
+from tests.report.released import (
+    AMARA,
+    JONAS,
+    RUN,
+    STRANGER,
+    person,
+    trust_file,
+    write_release,
+)
 
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", recipe(), flags=re.DOTALL)
 
@@ -60,6 +68,26 @@ def test_recipe_misses_a_countersignature(tmp_path: Path, keys: list[SigningKey]
     first, second = follow(tmp_path, 2)
     assert first == 0
     assert second != 0
+
+
+@pytest.mark.parametrize(
+    ("times", "counts"),
+    [
+        ({"revoked": "2026-11-20T09:00:00Z"}, False),
+        ({"expires": "2026-11-20T09:00:00Z"}, False),
+        ({"added": "2026-11-20T09:00:01Z"}, False),
+        ({"revoked": "2026-11-20T09:00:01Z"}, True),
+    ],
+)
+def test_recipe_counts_the_countersigners_whose_keys_counted_at_the_release(
+    honest: Path, tmp_path: Path, times: dict[str, str], counts: bool
+) -> None:
+    place = Path(shutil.copytree(honest, tmp_path / "place"))
+    people = (person(JONAS), person(AMARA, "approver", "auditor", **times))
+    (place / "trust.json").write_bytes(trust_file(people, expires="2999-12-31T00:00:00Z"))
+    first, second = follow(place, 2)
+    assert first == 0
+    assert (second == 0) == counts
 
 
 @pytest.mark.parametrize(
