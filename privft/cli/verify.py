@@ -32,18 +32,13 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
     """Check a released folder offline, without the data."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}")
-<<<<<<< HEAD
-    now, small = format_time(datetime.now(UTC)), "torch" not in sys.modules
-    checks = verify_release(folder, trust_root(ctx, trust), now=now, at_once=small)
-=======
     small = "torch" not in sys.modules  # only a small young process is forked
     with Aside(accounting.get_ready) if small else nullcontext(HERE) as aside:
         from privft.budget.entries import format_time
         from privft.report.verify import require, verify_release
 
         now = format_time(datetime.now(UTC))
-        checks = verify_release(folder, _root(ctx, trust), now=now, aside=aside)
->>>>>>> issue-7
+        checks = verify_release(folder, trust_root(ctx, trust), now=now, aside=aside)
     if as_json:
         print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
     else:
@@ -54,15 +49,11 @@ def verify_command(ctx: click.Context, folder: Path, trust: Path | None, as_json
         click.echo("verified: everything that can be checked without the data holds")
 
 
-<<<<<<< HEAD
 def trust_root(ctx: click.Context, trust: Path | None) -> TrustRoot:
     """The trust root in a file, or that of the workspace around here."""
-=======
-def _root(ctx: click.Context, trust: Path | None) -> TrustRoot:
     from privft.report.trust import parse_trust
     from privft.stages.trustroot import trust_of
 
->>>>>>> issue-7
     if trust is not None:
         try:
             return parse_trust(trust.read_bytes())

@@ -115,15 +115,7 @@ def create_vault(
     if sources:
         try:
             summary, found = _take_in(
-                workspace,
-                ledger,
-                vault,
-                sources,
-                lineage,
-                actor,
-                skip_bad,
-                parquet,
-                progress,
+                workspace, ledger, vault, sources, lineage, actor, skip_bad, parquet, progress
             )
         except BaseException:
             _take_back(workspace, vault)
