@@ -44,6 +44,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
+from privft.sizing import reduction_bytes
 from privft.training import basemodel
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, Example, UnitExamples
@@ -178,11 +179,6 @@ def loopback_bytes() -> int:
     return 0
 
 
-def reckoned_bytes(numbers: int, ranks: int) -> float:
-    """What N ranks send a step, all together."""
-    return 2 * (ranks - 1) * 8.0 * numbers + 32.0 * ranks * (ranks - 1)
-
-
 @contextmanager
 def arms(*wanted: dict[str, Any], folder: Path) -> Iterator[list[Arm]]:
     started = [Arm(folder=folder, **each) for each in wanted]
@@ -220,7 +216,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ratio_spread": [min(ratios), max(ratios)],
         "wanted": WANTED,
         "wire_bytes_a_step": statistics.median(row["wire_bytes"] for row in rows["two ranks"]),
-        "wire_bytes_reckoned": reckoned_bytes(numbers, 2),
+        "wire_bytes_reckoned": 2 * reduction_bytes(numbers, 2),
     }
     print(f"{'':12} {'s a step':>9} {'tokens/s':>9} {'bytes on the wire a step':>25}")
     for name, measured in rows.items():
@@ -242,7 +238,10 @@ def curves(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     cells = [(ranks, options.units, 8) for ranks in (1, 2, 4)]
     cells += [(2, units, 8) for units in (options.units // 4, options.units * 4)]
     cells += [(2, options.units, lora_rank) for lora_rank in (2, 32)]
-    print(f"{'ranks':>5} {'units':>6} {'r':>3} {'numbers':>10} {'s a step':>9} {'wire bytes':>12}")
+    print(
+        f"{'ranks':>5} {'units':>6} {'r':>3} {'numbers':>10} {'s a step':>9} {'wire bytes':>12} "
+        f"{'reckoned':>12}"
+    )
     found = []
     for ranks, units, lora_rank in cells:
         task = {"tiny": options.tiny, "units": units, "lora_rank": lora_rank}
@@ -256,11 +255,12 @@ def curves(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             "trained_numbers": arm.numbers,
             "step_s": statistics.median(each["step_s"] for each in rounds),
             "wire_bytes": statistics.median(each["wire_bytes"] for each in rounds),
+            "wire_bytes_reckoned": ranks * reduction_bytes(arm.numbers, ranks),
         }
         found.append(row)
         print(
             f"{ranks:5} {units:6} {lora_rank:3} {arm.numbers:10,} {row['step_s']:9.3f} "
-            f"{row['wire_bytes']:12,.0f}"
+            f"{row['wire_bytes']:12,.0f} {row['wire_bytes_reckoned']:12,}"
         )
     return found
 

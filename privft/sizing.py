@@ -23,8 +23,9 @@ On top the largest of four moments of a step:
                 gradient; one block of logits, min(N, 256) V times 8 (float32) or 10 (bfloat16)
     backward    in layer l from the top: what the layers up to l keep, 4 U (A_l + ... + A_top), and
                 passing gradients of the widest part, T (2 I + 2 D) times 4
-    clipping    4 U A for the gradients, and one float64 gradient at a time with its square, 16 A
-    noise       8 A (noisy sums) + 4 A (the mean, as the optimiser takes it)
+    clipping    4 U A for the gradients, and one unit's at a time as it is, in float64 and squared,
+                20 A
+    noise       8 A (noisy sums, which leave as the optimiser's 4 A come)
 
 What a Llama layer keeps for its backward pass, a token (transformers' own modules, whose frozen
 matrices keep nothing, `training.products`): 4 D for each of two norms; b (H h + 2 G h) for queries,
@@ -79,6 +80,7 @@ class Setting:
 
     classes: labels of a classification head; 0 for a language model.
     ranks: processes, each with its own device; `sharded`: the frozen base is shared out among them.
+    discrete: clipped gradients are rounded to whole numbers, and so is the noise.
     """
 
     shape: ModelShape
@@ -90,6 +92,7 @@ class Setting:
     sharded: bool = False
     quantised: Quantised | None = None
     checkpointing: bool = False
+    discrete: bool = False
 
     def targets(self, layer: int) -> tuple[Matrix, ...]:
         """The matrices of a layer that have an adapter."""
@@ -268,8 +271,8 @@ def memory(setting: Setting, batch: Microbatch) -> Memory:
         moments={
             "logits": held + top + gathered,
             "backward": backward + gathered,
-            "clipping": 4 * units * count + 16 * count,
-            "noise": 12 * count,
+            "clipping": 4 * units * count + 20 * count,
+            "noise": 8 * count,
         },
     )
 
@@ -290,6 +293,25 @@ def largest(
 
 def _filled(units: int, rows: int, length: int) -> Microbatch:
     return Microbatch(units=units, rows=rows, length=length, labels=length - 1)
+
+
+def reduction_bytes(numbers: int, ranks: int) -> int:
+    """What each rank sends in a step, before the transport's headers: the float64 sum of `numbers`
+    gradients, of which n - 1 of n parts go round a ring twice (Patarasu and Yuan 2009), and a
+    digest of 32 bytes to each other rank."""
+    others = ranks - 1
+    return 2 * others * 8 * numbers // ranks + 32 * others
+
+
+def wire_bytes(setting: Setting, *, passes: int) -> int:
+    """The same with what a sharded base adds in `passes` microbatches: n - 1 times a rank's part,
+    of the layers forward and backward, of the rest once."""
+    sums = reduction_bytes(setting.trained_numbers, setting.ranks)
+    if not setting.sharded:
+        return sums
+    gathered = 2 * setting.shape.layers * _layer_bytes(setting)
+    gathered += setting.shape.embeddings * BYTES[setting.dtype]
+    return sums + passes * (setting.ranks - 1) * gathered // setting.ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +350,13 @@ CALLS_A_TARGET = 12
 """And for each adapter, forward and backward."""
 
 
+MOVED_BY_CLIPPING = 56
+"""Bytes a number of a unit's gradient: written once more beside those of other units (12), and its
+square in float64 (44)."""
+MOVED_BY_ADDING, MOVED_BY_ROUNDING = 36, 148
+"""And then: added to a float64 sum, or scaled, rounded, squared, made whole, squared, added."""
+
+
 def microbatch_work(setting: Setting, batch: Microbatch) -> Work:
     """Forward, backward and clipping of one microbatch; see the module's docstring."""
     shape, tokens = setting.shape, batch.tokens
@@ -355,7 +384,8 @@ def microbatch_work(setting: Setting, batch: Microbatch) -> Work:
         products += 4 * labels * shape.vocabulary * hidden
         traffic += labels * shape.vocabulary * 4 * 8
         calls += batch.rows * 20
-    traffic += 80.0 * batch.units * setting.trained_numbers
+    moved = MOVED_BY_ROUNDING if setting.discrete else MOVED_BY_ADDING
+    traffic += (MOVED_BY_CLIPPING + moved) * batch.units * setting.trained_numbers
     calls += 8.0 * batch.units * sum(len(setting.targets(n)) for n in range(shape.layers))
     return Work(products=products, traffic=traffic, calls=calls)
 

@@ -178,6 +178,23 @@ def test_time_is_work_over_rates() -> None:
     assert work.seconds(rates) == 1 + 2 + 3 + 4
 
 
+def test_the_wire_carries_the_adapter_and_no_more_unless_the_base_is_shared_out() -> None:
+    count = setting().trained_numbers
+    assert sizing.wire_bytes(setting(), passes=9) == 0
+    two, four = setting(ranks=2), setting(ranks=4)
+    assert sizing.wire_bytes(two, passes=9) == 8 * count + 32
+    assert sizing.wire_bytes(four, passes=9) == 12 * count + 96
+    added = sizing.wire_bytes(replace(four, sharded=True), passes=9) - (12 * count + 96)
+    layers = 4 * four.shape.layers * four.shape.layer_numbers
+    assert added == 9 * 3 * (2 * layers + 4 * four.shape.embeddings) // 4
+
+
+def test_rounding_to_a_grid_moves_more_bytes() -> None:
+    exact, rounded = setting(), setting(discrete=True)
+    assert microbatch_work(rounded, BATCH).traffic > microbatch_work(exact, BATCH).traffic
+    assert memory(rounded, BATCH) == memory(exact, BATCH)
+
+
 def test_the_fullest_microbatches_keep_to_the_budget_and_never_split_a_unit() -> None:
     found = sizing.largest([8, 512], token_budget=256, records_per_unit=2, sampled_units=20)
     assert [(b.units, b.rows, b.length) for b in found] == [

@@ -11,6 +11,7 @@ them, and a plan is the same for any number of ranks.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from privft.sizing import (
     memory,
     microbatch_work,
     step_work,
+    wire_bytes,
 )
 from privft.stages.modelling import choose_device
 from privft.training.basemodel import BaseModel
@@ -37,11 +39,12 @@ _SPREAD = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Takes:
-    """What a run takes at most, on each of its devices."""
+    """What a run takes at most, on each of its devices; bytes that each sends to the others."""
 
     memory: Memory
     seconds_a_step: float
     rates: Rates
+    wire_bytes_a_step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Foreseen:
             "memory_terms": {**terms, "sums": memory.sums, **memory.moments},
             "seconds_a_step_at_most": step,
             "seconds_at_most": step * self.steps,
+            "wire_bytes_a_step": self.takes.wire_bytes_a_step,
             "rates": vars(self.takes.rates),
         }
 
@@ -74,8 +78,9 @@ class Foreseen:
         if self.takes is None:
             return [["takes", "not known: the formula does not cover this architecture or option"]]
         memory, step = self.takes.memory, self.takes.seconds_a_step
+        apart = "" if self.ranks == 1 else ", and what the wire takes"
         devices = "" if self.ranks == 1 else f" on each of {self.ranks} devices"
-        return [
+        found = [
             [
                 "memory",
                 f"at most {_size(memory.peak)}{devices} beside the process itself: model "
@@ -85,13 +90,19 @@ class Foreseen:
             [
                 "time",
                 f"at most {_duration(step)} a step and {_duration(step * self.steps)} in all on "
-                "a machine like this, if every record has max_length tokens",
+                f"a machine like this, if every record has max_length tokens{apart}",
             ],
         ]
+        if self.ranks > 1:
+            sent = _size(self.takes.wire_bytes_a_step)
+            found.append(["wire", f"each rank sends {sent} a step to the others"])
+        return found
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def _duration(seconds: float) -> str:
@@ -127,6 +138,7 @@ def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -
         sharded=config.ranks.shard_base,
         quantised=config.model.quantization,
         checkpointing=config.training.gradient_checkpointing,
+        discrete=config.privacy.secure_noise,
     )
 
 
@@ -152,6 +164,7 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
         outputs=setting.shape.intermediate,
         rows=min(budget, 2048),
         dtype=setting.dtype,
+        discrete=setting.discrete,
         device=choose_device(config.performance.device),
     )
     longest = largest(
@@ -169,5 +182,6 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
             memory=found,
             seconds_a_step=seconds + step_work(setting).seconds(rates),
             rates=rates,
+            wire_bytes_a_step=wire_bytes(setting, passes=math.ceil(share)),
         ),
     )

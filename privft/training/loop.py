@@ -196,7 +196,7 @@ def train(
         noisy = add_noise(sums, now, streams=streams, step=step)
         del sums
         for name, parameter in parameters.items():
-            mean = noisy[name] / now.expected_batch_size
+            mean = noisy.pop(name) / now.expected_batch_size
             parameter.grad = mean.to(parameter.dtype)
         noise = now.gradient_noise_multiplier * now.clip_norm / now.expected_batch_size
         set_step(optimizer, optimisation, step=step, steps=now.steps, noise=noise)

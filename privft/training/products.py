@@ -77,11 +77,6 @@ class UnitProducts(TorchFunctionMode):
         self._records = list(records)
         self._unit_of_row = [unit for unit, count in enumerate(records) for _ in range(count)]
         self._tokens: list[Token[UnitProducts | None]] = []
-        self._taken_over: dict[Callable[..., Any], Callable[..., Any]] = {
-            nn.functional.linear: self._linear,
-            nn.functional.embedding: self._embedding,
-            nn.functional.layer_norm: self._layer_norm,
-        }
         self.gradients: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> UnitProducts:
@@ -100,7 +95,8 @@ class UnitProducts(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return self._taken_over.get(func, func)(*args, **(kwargs or {}))
+        own = _TAKEN_OVER.get(func)
+        return (func if own is None else partial(own, self))(*args, **(kwargs or {}))
 
     def row_recorder(self, parameter: torch.Tensor, row: int) -> Callable[[torch.Tensor], None]:
         """What takes in the gradient of one row's loss by a trained parameter, [*parameter]."""
@@ -218,6 +214,15 @@ class UnitProducts(TorchFunctionMode):
     def _add(self, name: str, of_units: torch.Tensor) -> None:
         known = self.gradients.get(name)
         self.gradients[name] = of_units if known is None else known + of_units
+
+
+_TAKEN_OVER: dict[Callable[..., Any], Callable[..., Any]] = {
+    nn.functional.linear: UnitProducts._linear,
+    nn.functional.embedding: UnitProducts._embedding,
+    nn.functional.layer_norm: UnitProducts._layer_norm,
+}
+"""Functions, not methods of one mode: a mode that held its own methods would be a cycle, and keep
+its units' gradients until Python looks for cycles, which may be many steps later."""
 
 
 class _Linear(torch.autograd.Function):

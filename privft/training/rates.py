@@ -3,8 +3,8 @@
 Four rates (`sizing.Rates`), each the median of a few short rounds, a second in all: products of
 the model's own shape by `training.products`, forward and for the gradient of the input; an
 element-wise operation; an operation of no size, with its part in the backward pass; and the draw
-of Gaussian numbers.  They are what the machine gives at the moment: where it is busy, or its
-processors slow down when warm, so do the rates.
+of Gaussian numbers, or of whole ones where the noise is discrete.  They are what the machine gives
+at the moment: where it is busy, or its processors slow down when warm, so do the rates.
 """
 
 from __future__ import annotations
@@ -18,16 +18,24 @@ from torch import nn
 
 from privft.randomness import KeyedStreams
 from privft.sizing import Rates
+from privft.training.discrete import discrete_gaussian
 from privft.training.products import product
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROUNDS = 5
 _CHAIN = 200
 _DRAWS = 1 << 16
+_BITS = 40  # of the grid; how long a draw takes does not depend on it
 
 
 def measure_rates(
-    *, inputs: int, outputs: int, rows: int, dtype: str, device: torch.device | None = None
+    *,
+    inputs: int,
+    outputs: int,
+    rows: int,
+    dtype: str,
+    discrete: bool = False,
+    device: torch.device | None = None,
 ) -> Rates:
     """Rates for matrices [outputs, inputs] and `rows` tokens in a microbatch; about a second."""
     device = torch.device("cpu") if device is None else device
@@ -50,12 +58,18 @@ def measure_rates(
             value = value * 1.5
         value.sum().backward()  # type: ignore[no-untyped-call]
 
-    streams = KeyedStreams(bytes(32))
+    def draw() -> None:
+        stream = KeyedStreams(bytes(32)).stream("rates")
+        if discrete:
+            discrete_gaussian(stream, _BITS, _DRAWS)
+        else:
+            stream.gaussian(_DRAWS)
+
     return Rates(
         products=4.0 * rows * inputs * outputs / _seconds(both, device),
         traffic=5.0 * rows * outputs * y.element_size() / _seconds(gated, device),
         calls=2 * _CHAIN / _seconds(chain, device),
-        draws=_DRAWS / _seconds(lambda: streams.stream("rates").gaussian(_DRAWS), device),
+        draws=_DRAWS / _seconds(draw, device),
     )
 
 

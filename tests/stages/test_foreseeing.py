@@ -69,6 +69,35 @@ def test_ranks_share_the_time_and_not_the_memory(tmp_path: Path) -> None:
     assert four.memory == one.memory
 
 
+def test_what_ranks_send_each_other_is_said(tmp_path: Path) -> None:
+    alone = foreseeing.foresee(config(), base(tmp_path, LLAMA))
+    two = foreseeing.foresee(config(), base(tmp_path, LLAMA), ranks=2)
+    shared = foreseeing.foresee(config(ranks={"shard_base": True}), base(tmp_path, LLAMA), ranks=2)
+    setting = foreseeing.setting_of(config(), LLAMA, ranks=2)
+    assert setting is not None
+    assert [row[0] for row in alone.rows()] == ["memory", "time"]
+    assert [row[0] for row in two.rows()] == ["memory", "time", "wire"]
+    assert two.to_dict()["wire_bytes_a_step"] == 8 * setting.trained_numbers + 32
+    assert shared.to_dict()["wire_bytes_a_step"] > two.to_dict()["wire_bytes_a_step"]
+
+
+def test_discrete_noise_is_foreseen_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def rates(*, discrete: bool, **_: Any) -> Rates:
+        asked.append(discrete)
+        return RATES
+
+    monkeypatch.setattr(foreseeing, "measure_rates", rates)
+    plain = config()
+    secure = config(privacy=plain.to_dict()["privacy"] | {"secure_noise": True})
+    less, more = takes(tmp_path, plain), takes(tmp_path, secure)
+    assert asked == [False, True]
+    assert more.seconds_a_step > less.seconds_a_step
+
+
 def test_nothing_but_the_config_of_the_model_is_read(tmp_path: Path) -> None:
     takes(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

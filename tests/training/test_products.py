@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
@@ -112,3 +113,26 @@ def test_a_trained_parameter_outside_the_graph_is_named() -> None:
     units: list[UnitExamples] = label_units([[5]], labels=5)
     with pytest.raises(InputError, match=r"2 of \d+ trained parameters have no part in the loss"):
         UnitGradients(model)(units)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("make", [language_model, classifier])
+def test_nothing_of_a_unit_waits_in_memory_for_the_collector_of_cycles(make, recompute) -> None:
+    """Gradients without noise are gone when whoever asked for them lets go, and a plan need not
+    reckon with those of the last microbatch."""
+    model = make(torch.float32)
+    units = text_units([[5], [7, 3]]) if make is language_model else label_units([[5]], labels=5)
+    gradients_of = UnitGradients(model, recompute=recompute)
+    gradients_of(units)  # what is made once is there
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(each) for each in tensors()}
+        gradients_of(units)
+        assert [tuple(each.shape) for each in tensors() if id(each) not in before] == []
+    finally:
+        gc.enable()
+
+
+def tensors() -> list[torch.Tensor]:
+    return [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]

@@ -9,10 +9,11 @@ import pytest
 from privft.training import rates
 
 
-def test_rates_are_work_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("discrete", [False, True])
+def test_rates_are_work_over_seconds(monkeypatch: pytest.MonkeyPatch, discrete: bool) -> None:
     ticks = itertools.count(step=2.0)  # every timed call takes two seconds
     monkeypatch.setattr(rates.time, "perf_counter", lambda: next(ticks))
-    found = rates.measure_rates(inputs=16, outputs=24, rows=8, dtype="bfloat16")
+    found = rates.measure_rates(inputs=16, outputs=24, rows=8, dtype="bfloat16", discrete=discrete)
     assert found.products == 2 * (2 * 8 * 16 * 24) / 2
     assert found.traffic == 5 * 8 * 24 * 2 / 2
     assert found.calls == 2 * 200 / 2
