@@ -11,7 +11,8 @@
       vaults/DATASET/        one vault each (`privft.vault`)
       overlap/DATASET        keyed hashes of its units and texts (mode 0600)
       policies/SHA256.json   the policies that data sets were created under
-      runs/RUN/              what a run leaves; all sealed but for what the report publishes
+      runs/RUN/              what a run leaves; all sealed but for what the report publishes,
+                             and the newest ledger checkpoint that it has seen (`ledger.note`)
       backup.json            when the ledger was last copied, and how many entries it had
       cache/                 results that depend on nothing private (an audit's control)
 

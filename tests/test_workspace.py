@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -93,7 +94,7 @@ def test_a_creation_that_was_interrupted_is_no_workspace(
         (lambda marker: [marker], "is not of format"),
     ],
 )
-def test_an_edited_marker_is_noticed(made: Workspace, change, words: str) -> None:
+def test_an_edited_marker_is_noticed(made: Workspace, change: Any, words: str) -> None:
     path = made.folder / "workspace.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(IntegrityError, match=words):

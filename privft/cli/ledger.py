@@ -232,6 +232,8 @@ def verify(
 ) -> None:
     """Replay the ledger from its first byte; compare it with checkpoints kept elsewhere.
 
+    Those that runs of this workspace have kept are always among them.
+
     With --bundle it replays what privft ledger export wrote, on any machine: the trust root alone
     says which log's key to believe.
     """
@@ -246,8 +248,12 @@ def verify(
     if bundle is not None:
         found = _check_bundle(ctx, bundle, trust, notes)
     else:
-        with session(ctx).ledger() as ledger:
-            found = ledger.verify(notes)
+        from privft.stages.seen import kept
+
+        opened = session(ctx)
+        here = [note for _, note in kept(opened.workspace)]
+        with opened.ledger() as ledger:
+            found = ledger.verify([*notes, *here])
     if as_json:
         body = {"entries": found.size, "root": found.root, "checkpoints": len(notes)}
         counts = {"runs": found.runs, "open_runs": found.open_runs, "budgets": found.lineages}

@@ -313,12 +313,14 @@ def _note(path: Path) -> str:
 
 
 def _lost(workspace: Workspace, ledger: Ledger, notes: list[str]) -> list[str]:
-    """The checkpoints that this ledger does not begin with: those given, and those of vaults."""
+    """The checkpoints that this ledger does not begin with: those given, of vaults and of runs."""
+    from privft.stages.seen import kept
+
     for note in notes:
         if not _is_lost(ledger, note):
             size = Checkpoint.open(note, ledger.key).size
             raise OrderError(f"the checkpoint of {size} entries is not lost: nothing to recover")
-    found = set(notes)
+    found = {*notes, *(note for _, note in kept(workspace) if _is_lost(ledger, note))}
     for created in ledger.entries(kind="dataset-created"):
         folder = workspace.vault_path(created.body["dataset"])
         if folder.exists():

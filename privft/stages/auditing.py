@@ -37,6 +37,7 @@ from privft.report import statement
 from privft.report.release import STATEMENT
 from privft.signing import Identity, SigningKey, canonical_json, dsse_sign, sha256_hex
 from privft.stages import facts as run_facts
+from privft.stages import seen
 from privft.stages.data import open_vault
 from privft.stages.heldout import score_rows
 from privft.stages.meter import Meter
@@ -191,6 +192,7 @@ def audit(
         },
         actor=actor.name,
     )
+    seen.keep(folder, ledger)
     return replace(result, seconds=meter.seconds())
 
 

@@ -30,6 +30,7 @@ from privft.stages import outlook
 from privft.stages.affording import affordable_epsilon, mechanism_of, mechanism_with
 from privft.stages.data import check_extends, dataset_entry, newest_root, policy_of
 from privft.stages.modelling import model_facts
+from privft.stages.seen import check_runs
 from privft.stages.standing import check_witnessed
 from privft.training.basemodel import BaseModel
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
@@ -304,7 +305,8 @@ def check_unedited(plan: Plan) -> None:
 def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
     """Raise `PlanError` when something that the plan is bound to has changed; the policy.
 
-    Raises `IntegrityError` when the ledger did not grow out of the checkpoint in the plan.
+    Raises `IntegrityError` when the ledger did not grow out of the checkpoint in the plan, or of
+    one that an earlier run has seen.
     """
     if dataset_entry(ledger, plan.dataset).body["lineage"] != plan.lineage:
         raise PlanError(f"the plan names another lineage than that of {plan.dataset}")
@@ -314,6 +316,7 @@ def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
             hint="one plan is one run, and so is its approval: privft plan makes another",
         )
     check_extends(ledger, plan.checkpoint, "the plan")
+    check_runs(workspace, ledger)
     policy = policy_of(workspace, ledger, plan.dataset)
     reasons = stale_reasons(
         plan,

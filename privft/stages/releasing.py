@@ -50,6 +50,7 @@ from privft.signing import (
     dsse_sign,
     sha256_hex,
 )
+from privft.stages import seen
 from privft.stages.data import open_vault
 from privft.stages.reporting import audited_statement, write_report
 from privft.stages.running import stored_plan
@@ -90,6 +91,7 @@ def release(
         if merge:
             digests |= _write_merged(workspace, ledger, run, aside, leaving.files)
         _log(ledger, run, digests, leaving.stated, actor_name)
+        seen.keep(folder, ledger)
         kept = folder / PROOF
         if not kept.exists():
             proof = build_proof(

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from privft.budget.accounting import cost
-from privft.budget.filter import Cap, admit
+from privft.budget.filter import Cap, gauge, rdp
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Event
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.plan import Plan, parse_plan
 from privft.policy import check
@@ -33,7 +32,7 @@ from privft.report.pdf import render_pdf
 from privft.report.planpage import render_plan
 from privft.report.release import PAGE, PDF, STATEMENT, STATEMENT_TEXT
 from privft.report.wording import pretty_json
-from privft.signing import VerifyKey, dsse_open
+from privft.signing import VerifyKey, canonical_json, dsse_open
 from privft.stages.data import policy_of
 from privft.stages.planning import approvals_of, plan_facts
 from privft.workspace import Workspace, read_canonical, write_private
@@ -111,11 +110,7 @@ def _budgets(ledger: Ledger) -> list[Budget]:
         named.setdefault(created.body["lineage"], created.body["dataset"])
     budgets = []
     for lineage, dataset in named.items():
-        view, history = ledger.budget(lineage), []
-        spent: list[Event] = []
-        for record in ledger.runs(lineage):
-            spent += record.charged
-            history.append((record.run, admit(view.cap, spent, ()).epsilon_spent))
+        view = ledger.budget(lineage)
         budgets.append(
             Budget(
                 lineage=lineage,
@@ -124,7 +119,9 @@ def _budgets(ledger: Ledger) -> list[Budget]:
                 delta=view.cap.delta,
                 epsilon_left=view.epsilon_left,
                 exhausted=view.exhausted,
-                history=tuple(history),
+                history=tuple(
+                    (record.run, after) for record, after in spent_after(ledger, view.cap, lineage)
+                ),
             )
         )
     return budgets
@@ -151,8 +148,8 @@ def plan_page(workspace: Workspace, ledger: Ledger, plan: Plan) -> str:
             cap=view.cap, spent=(*view.spent, *view.reserved), events=plan.events()
         ),
         history=[
-            (past["run"], past["cumulative"])
-            for past in burn_down(ledger, view.cap, plan.lineage, plan.delta)
+            (record.run, cumulative)
+            for record, cumulative in spent_after(ledger, view.cap, plan.lineage)
         ],
         approvals=approvals,
         approvals_needed=needed,
@@ -168,17 +165,31 @@ def burn_down(
 
     until: the last run to be told of; by default the newest.
     """
-    history: list[dict[str, Any]] = []
-    spent: list[Event] = []
-    for record in ledger.runs(lineage):
-        spent += record.charged
-        history.append(
-            {
-                "run": record.run,
-                "epsilon": cost(record.charged, delta).epsilon if record.charged else 0.0,
-                "cumulative": admit(cap, spent, ()).epsilon_spent,
-            }
-        )
+    history = []
+    for record, cumulative in spent_after(ledger, cap, lineage):
+        alone = _alone(ledger, record, delta)
+        history.append({"run": record.run, "epsilon": alone, "cumulative": cumulative})
         if record.run == until:
             break
     return history
+
+
+def spent_after(ledger: Ledger, cap: Cap, lineage: str) -> Iterator[tuple[RunRecord, float]]:
+    """Each run of a lineage and what the filter counts after it, oldest first."""
+    sums = rdp((), cap.orders)
+    for record in ledger.runs(lineage):
+        costs = rdp(record.charged, cap.orders)
+        sums = tuple(a + b for a, b in zip(sums, costs, strict=True))
+        yield record, gauge(cap, sums)
+
+
+def _alone(ledger: Ledger, record: RunRecord, delta: float) -> float:
+    """Epsilon of what one run was charged: as it was priced, where it was charged as reserved."""
+    if not record.charged:
+        return 0.0
+    reserved = ledger.entry(record.reserved).body
+    planned, charged = reserved["epsilon"], [event.to_dict() for event in record.charged]
+    whole = sorted(map(canonical_json, charged)) == sorted(map(canonical_json, reserved["events"]))
+    if whole and planned["delta"] == delta:
+        return float(planned["epsilon_pld"])
+    return cost(record.charged, delta).epsilon

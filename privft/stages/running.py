@@ -37,6 +37,7 @@ from privft.errors import InputError, IntegrityError, OrderError, PlanError, Pri
 from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
 from privft.signing import Identity, SigningKey, sha256_hex
+from privft.stages import seen
 from privft.stages.data import open_vault
 from privft.stages.heldout import seal_score
 from privft.stages.modelling import (
@@ -115,6 +116,7 @@ def start(
         watch.say(f"reserved as run {run}")
         sealed = SealedRun(run=run, folder=workspace.run_path(run), vault=vault)
         write_private(sealed.folder / "plan.json", plan.to_bytes() + b"\n")
+        seen.keep(sealed.folder, ledger)
         place = {"config_folder": os.fspath(config_folder.resolve())}
         write_private(sealed.folder / "place.json", json.dumps(place).encode() + b"\n")
         sealed.seal("run-key", run_key.private_bytes())
@@ -138,6 +140,7 @@ def resume(
     """Go on with a reserved run after a crash, or close it where that cannot be done."""
     folder = workspace.run_path(run)
     plan, config_folder = stored_plan(workspace, ledger, run, by=actor)
+    seen.check_runs(workspace, ledger)
     with open_vault(workspace, ledger, plan.dataset, opener) as vault:
         sealed = SealedRun(run=run, folder=folder, vault=vault)
         if not sealed.has("secret"):
@@ -164,6 +167,7 @@ def close(ledger: Ledger, run: str, *, folder: Path, actor: Identity, reason: st
     ledger.settle(
         run, actor=actor.name, outcome="closed", reason=reason, steps_drawn=0, adapter=None
     )
+    seen.keep(folder, ledger)
     raise OrderError(
         f"run {run} is closed and charged in full: {reason}",
         hint="make a new plan: privft plan",
@@ -376,6 +380,7 @@ def _train_and_settle(
         seal_score(sealed, workbench, files, context=step_context(plan, workbench, ranks))
     _settle(ledger, run, mechanism, files, actor=actor)
     forget_secrets(sealed.folder)
+    seen.keep(sealed.folder, ledger)
 
 
 def _settle(

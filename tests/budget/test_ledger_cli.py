@@ -136,8 +136,9 @@ def test_an_export_verifies_elsewhere_by_the_trust_root_alone(
     assert "whose signatures count" in without_workspace(*check, code=2).stderr
     without_workspace("ledger", "verify", "--trust", "trust.json", code=2)
     bundle = json.loads(Path("bundle.json").read_text())
-    short: Any = bundle | {"entries": bundle["entries"][:-1]}
-    for wrong in (short, [], "x", bundle | {"more": 1}):
+    short = bundle | {"entries": bundle["entries"][:-1]}
+    wrongs: list[Any] = [short, [], "x", bundle | {"more": 1}]
+    for wrong in wrongs:
         Path("bundle.json").write_text(json.dumps(wrong))
         without_workspace(*check, "--trust", "trust.json", code=13)
     Path("bundle.json").write_text("{")

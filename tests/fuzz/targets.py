@@ -36,6 +36,7 @@ from privft.vault.keys import (
     wrap_context,
 )
 from privft.vault.manifest import Caps, NamedFile, open_manifest, parse_payload, unsigned_manifest
+from privft.vault.overlap import HashSet, group, read_groups
 from privft.vault.proofs import check
 from privft.vault.services import exec_service, parse_answer
 from privft.vault.state import parse_facts
@@ -243,6 +244,10 @@ TARGETS: dict[str, Target] = {
     ),
     "unit-proof": Target(
         parse=lambda data: check(data, TRUSTED), seeds=lambda: examples()["proof"]
+    ),
+    "overlap-groups": Target(
+        parse=lambda data: read_groups(data, dataset="notes", overlap_key=bytes(32)),
+        seeds=lambda: [group(HashSet.of(bytes(range(32)))) + group(HashSet.of(b""))],
     ),
     "jsonl": Target(parse=source(".jsonl", PLAIN), seeds=lambda: JSON_ROWS),
     "jsonl-chat": Target(parse=source(".jsonl", TALK), seeds=lambda: CHAT),

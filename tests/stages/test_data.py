@@ -12,6 +12,7 @@ import pytest
 
 from privft.budget.ledger import Ledger
 from privft.stages import data
+from privft.stages.overlap import enter
 from privft.workspace import opener_of
 from tests.stages.world import (
     NOTES,
@@ -119,7 +120,7 @@ def test_of_two_intakes_at_once_the_later_one_sees_the_other(
     """The first one comes between the comparison of the second and its entry."""
     rows = write_rows(world.folder / "more.jsonl", note_rows(patients=3, seed=5))
     other = write_rows(world.folder / "other.jsonl", note_rows(patients=3, seed=6))
-    real, sizes = data.enter, list[int]()
+    real, sizes = enter, list[int]()
 
     def late(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(data, "enter", real)

@@ -15,19 +15,25 @@ from privft import doctor
 from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
 from privft.budget.signed import RECOVERY_TYPE, recovery_statement
+from privft.errors import UsageError
 from privft.report import statement
 from privft.report.page import render
 from privft.report.pdf import render_pdf
 from privft.signing import Identity, canonical_json, dsse_sign
+from privft.stages import reporting
 from privft.stages.facts import _ledger_facts
+from privft.stages.overlap import meets
+from privft.vault.overlap import HashSet
 from privft.workspace import Workspace
 from tests.budget.samples import (
+    CAP,
     LINEAGE,
     LOG_KEY,
     dataset_body,
     key_added,
     mechanism,
     new_ledger,
+    reserve,
     run_to_the_end,
 )
 from tests.report.made_up import made_up_facts
@@ -67,6 +73,21 @@ def test_a_report_after_a_recovery_has_it_among_its_facts(tmp_path: Path) -> Non
     assert found["signers"] == [person.signing.public.keyid for person in PEOPLE]
 
 
+def test_records_of_a_data_set_that_a_recovery_lost_get_no_new_budget(tmp_path: Path) -> None:
+    workspace = workspace_at(tmp_path / "w")
+    seen = HashSet.of(bytes(range(16)) + bytes(range(1, 17)))
+    workspace.record_overlap_hashes("letters", seen)
+    arguments: Any = ("more", "0" * 32, seen)
+    with workspace.ledger() as ledger:  # of an interrupted creation: no run ever saw them
+        assert not meets(workspace, ledger, *arguments)
+    copy, _ = recovered(tmp_path)
+    with (
+        Ledger.open(copy, log_key=LOG_KEY) as ledger,
+        pytest.raises(UsageError, match="2 of 2 units and texts were in data set letters, whose"),
+    ):
+        meets(workspace, ledger, *arguments)
+
+
 def test_a_recovery_stands_on_page_one() -> None:
     facts = made_up_facts()
     before = render(statement.build(facts))
@@ -89,6 +110,30 @@ def test_a_recovery_stands_on_page_one() -> None:
     assert "The ledger has a gap" not in before
     pytest.importorskip("typst", reason="typst is not installed")
     assert render_pdf(built)[:5] == b"%PDF-"
+
+
+def test_what_a_run_cost_alone_is_what_it_was_priced_at_unless_less_was_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_ledger(tmp_path) as ledger:
+        whole, part = run_to_the_end(ledger, steps=3), reserve(ledger, steps=9).body["run"]
+        ledger.settle(
+            part, actor="ann", outcome="completed", reason="", steps_drawn=2, adapter=None
+        )
+        asked: list[Any] = []
+
+        def price(*arguments: Any) -> Any:
+            asked.append(arguments)
+            return SimpleNamespace(epsilon=0.25)
+
+        monkeypatch.setattr(reporting, "cost", price)
+        rows = reporting.burn_down(ledger, CAP, LINEAGE, 1e-6)
+        assert [row["run"] for row in rows] == [whole, part]
+        assert [row["epsilon"] for row in rows] == [1.5, 0.25]  # 1.5 is what the samples say
+        assert [events[0].count for events, _ in asked] == [2]
+        assert rows[-1]["cumulative"] == pytest.approx(ledger.budget(LINEAGE).epsilon_spent)
+        reporting.burn_down(ledger, CAP, LINEAGE, 1e-7)  # another delta is another price
+        assert len(asked) == 3
 
 
 def workspace_at(folder: Path) -> Workspace:

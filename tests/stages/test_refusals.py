@@ -286,6 +286,30 @@ def test_an_older_ledger_is_noticed_by_vault_and_plan(world: World, tmp_path: Pa
     refused(world, "train", plan, code=13, error="the plan has seen 7 ledger entries")
 
 
+def test_a_ledger_from_before_a_run_is_noticed_by_what_the_run_has_seen(
+    world: World, tmp_path: Path
+) -> None:
+    """The vault did not change since, and a new plan has seen nothing newer: the run would be
+    free."""
+    ledger = world.folder / "workspace" / "ledger.db"
+    shutil.copy(ledger, tmp_path / "backup")
+    run = world.trained()
+    with world.ledger() as opened:
+        size, newest = opened.size, opened.checkpoint()
+    shutil.copy(tmp_path / "backup", ledger)
+    plan = world.planned()
+    refused(world, "train", plan, code=13, error=f"run {run} has seen {size} ledger entries")
+    told = world.privft("ledger", "verify", code=13).err
+    assert f"and a checkpoint of {size} was signed" in told
+    note = tmp_path / "newest.note"
+    note.write_text(newest)
+    world.privft("keys", "create", "bo", "--role", "approver", "--out", tmp_path / "bo.key")
+    two = ("--key", world.folder / "workspace" / "keys" / "ada.key", "--key", tmp_path / "bo.key")
+    world.privft("ledger", "recover", "--known", note, "--reason", "the disk died", *two)
+    gone = world.privft("plan", world.folder / "run.yaml", code=11)
+    assert "spent" in gone.err, "what the run kept is excused, and no budget is left"
+
+
 # -- plans -----------------------------------------------------------------------------------------
 
 
