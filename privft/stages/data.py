@@ -394,7 +394,7 @@ def also_in(workspace: Workspace, ledger: Ledger, dataset: str, unit: str) -> li
     """Other data sets of the workspace that a unit of this id ever came into."""
     wanted = HashSet.of(overlap_hash(workspace.overlap_key, "unit", unit))
     others = (e.body["dataset"] for e in ledger.entries(kind="dataset-created"))
-    return [o for o in others if o != dataset and wanted <= workspace.overlap_hashes(o)]
+    return [o for o in others if o != dataset and wanted <= workspace.overlap_known(o).hashes]
 
 
 def past_runs(ledger: Ledger, dataset: str) -> list[str]:
