@@ -17,6 +17,7 @@ Memory a device, in bytes (`memory`).  Always there:
     trained     4 A
     optimiser   8 A (AdamW: two float32 moments); 0 (SGD)
     sums        8 A (float64 sums of clipped gradients)
+    features    4 D for each record that a head alone remembers, up to `REMEMBERED_BYTES`
 On top the largest of four moments of a step:
     logits      at the end of the forward pass: what all layers keep; T D (4 + 2 b) for the last
                 norm and the hidden states with a copy of the labelled ones; R N D b for their
@@ -62,6 +63,9 @@ BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 BLOCK_LABELS = 256
 """Rows of logits at a time: `training.losses.BLOCK_TOKENS`, which a test holds equal."""
 
+REMEMBERED_BYTES = 1 << 29
+"""The most that features of records take where a head is trained on a frozen encoder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterShape:
@@ -81,6 +85,7 @@ class Setting:
     classes: labels of a classification head; 0 for a language model.
     ranks: processes, each with its own device; `sharded`: the frozen base is shared out among them.
     discrete: clipped gradients are rounded to whole numbers, and so is the noise.
+    remembered: records whose features may be kept in memory.
     """
 
     shape: ModelShape
@@ -93,6 +98,7 @@ class Setting:
     quantised: Quantised | None = None
     checkpointing: bool = False
     discrete: bool = False
+    remembered: int = 0
 
     def targets(self, layer: int) -> tuple[Matrix, ...]:
         """The matrices of a layer that have an adapter."""
@@ -154,12 +160,13 @@ class Memory:
     trained: int
     optimiser: int
     sums: int
+    features: int
     moments: dict[str, int]
 
     @property
     def at_rest(self) -> int:
         """Between two steps."""
-        return self.weights + self.trained + self.optimiser
+        return self.weights + self.trained + self.optimiser + self.features
 
     @property
     def step(self) -> int:
@@ -268,6 +275,7 @@ def memory(setting: Setting, batch: Microbatch) -> Memory:
         trained=4 * (count + frozen_a),
         optimiser=8 * count if setting.adam else 0,
         sums=8 * count,
+        features=min(4 * hidden * setting.remembered, REMEMBERED_BYTES),
         moments={
             "logits": held + top + gathered,
             "backward": backward + gathered,

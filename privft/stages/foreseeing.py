@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from privft.config import RunConfig
+from privft.config import PrivacyConfig, RunConfig
 from privft.modelshape import shape_of
 from privft.sizing import (
+    REMEMBERED_BYTES,
     AdapterShape,
     Memory,
     Rates,
@@ -61,7 +62,9 @@ class Foreseen:
         if self.takes is None:
             return {"ranks": self.ranks, "known": False}
         memory, step = self.takes.memory, self.takes.seconds_a_step
-        terms = {name: getattr(memory, name) for name in ("weights", "trained", "optimiser")}
+        terms = {
+            name: getattr(memory, name) for name in ("weights", "trained", "optimiser", "features")
+        }
         return {
             "ranks": self.ranks,
             "known": True,
@@ -139,7 +142,13 @@ def setting_of(config: RunConfig, model_config: dict[str, Any], *, ranks: int) -
         quantised=config.model.quantization,
         checkpointing=config.training.gradient_checkpointing,
         discrete=config.privacy.secure_noise,
+        remembered=0 if lora is not None else _records(config.privacy),
     )
+
+
+def _records(privacy: PrivacyConfig) -> int:
+    """How many different records may take part in a run: a subject has any number of them."""
+    return privacy.declared_units if privacy.unit == "record" else REMEMBERED_BYTES
 
 
 def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from privft.errors import InputError
+from privft.sizing import REMEMBERED_BYTES
 from privft.training.examples import IGNORED, Example
 from privft.training.products import active
 
@@ -229,7 +230,7 @@ class Classifier(nn.Module):
 
     task = "sequence-classification"
     FEATURE_SCALE = 10.0
-    KEPT_BYTES = 1 << 29
+    KEPT_BYTES = REMEMBERED_BYTES
 
     def __init__(self, encoder: nn.Module, *, hidden: int, labels: int, pad_id: int) -> None:
         super().__init__()

@@ -131,4 +131,5 @@ def test_a_head_alone_is_foreseen_too(tmp_path: Path) -> None:
     facts = LLAMA | {"model_type": "bert", "max_position_embeddings": 64}
     found = foreseeing.foresee(given, base(tmp_path, facts)).to_dict()
     assert found["memory_terms"]["trained"] == 4 * 3 * (32 + 1)
+    assert found["memory_terms"]["features"] == 4 * 32 * given.privacy.declared_units
     assert found["seconds_at_most"] == pytest.approx(3 * found["seconds_a_step_at_most"])
