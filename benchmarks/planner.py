@@ -1,20 +1,24 @@
 """Is what `privft plan` says of memory and time what a step then takes?
 
 `privft/sizing.py` reckons both from a model's `config.json` and the run's config.  Here models of
-made-up weights are saved as folders, loaded the way a run loads them, and trained for two steps by
-privft's own loop on made-up units that fill each microbatch, every configuration in a process of
-its own.  Measured are the resident bytes between two steps, above those before the model was
-loaded, and the peak in the second step (the kernel's own high-water mark); and the seconds of the
-second step, set beside what the rates measured in the same process give.
+made-up weights are saved as folders, loaded the way a run loads them, and trained by privft's own
+loop on made-up units that fill each microbatch, every configuration in two processes of its own.
+In one, memory: the resident bytes between two steps, above those before the model was loaded, and
+the peak in the second step (the kernel's own high-water mark), once all has been done and dropped
+before: what libraries then hold of their own (`libraries`) is no part of what a plan reckons.  In
+the other, time: the median of the steps after the first, beside what the rates give that the same
+process measured right before and after them.
 
-    python benchmarks/planner.py                 the table of all configurations; a few minutes
+    python benchmarks/planner.py                 the table of all configurations; ten minutes
+    python benchmarks/planner.py --memory        without time; any machine is quiet enough for it
     python benchmarks/planner.py --only wide     some of them
     python benchmarks/planner.py --devices       the table for 7B and 70B on devices of 80 GB
 
 Predicted before the first run: memory within 15% in every row, above the loaded model alone
-(`step`) as well as in all; time within 15% on a quiet machine.  A process gives freed memory back
-at once (MALLOC_MMAP_THRESHOLD_ of glibc), so that the mark is of what is in use and not of what the
-allocator kept for later; a run without that setting can hold more.
+(`step`) as well as in all; time within 15% on a quiet machine.  Where memory is measured, a process
+gives freed memory back at once (MALLOC_MMAP_THRESHOLD_ of glibc), so that the mark is of what is in
+use and not of what the allocator kept for later; a run without that setting can hold more.  It also
+makes each allocation slow, so time is measured without.
 
 Prints a table and writes `results/planner.json`.
 """
@@ -22,8 +26,12 @@ Prints a table and writes `results/planner.json`.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,6 +44,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "planner.json"
 WITHIN = 0.15
+TIMED_STEPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class Configuration:
     again: bool = False
     quantised: str | None = None
     adam: bool = True
+    secure: bool = False
     classes: int = 0
     token_budget: int = 1024
     length: int = 128
@@ -104,6 +114,7 @@ CONFIGURATIONS = (
     Configuration(name="dropout", dropout=0.1),
     Configuration(name="computed again", again=True, layers=8),
     Configuration(name="subjects", records=4, count=3, adam=False),
+    Configuration(name="secure noise", secure=True, rank=16),
     Configuration(name="encoder with a head", model_type="bert", hidden=384, inner=1536,
                   layers=6, heads=12, vocabulary=30522, classes=77, length=64, count=20),
 )  # fmt: skip
@@ -149,10 +160,11 @@ def units_of(configuration: Configuration) -> list[Any]:
     ]
 
 
-def train_two_steps(
-    configuration: Configuration, folder: Path, *, before_second: Any, after_second: Any
-) -> None:
-    """Load, attach, and two steps of privft's own loop."""
+def train_steps(configuration: Configuration, folder: Path, *, steps: int, begun: Any) -> None:
+    """Load, attach, and `steps` steps of privft's own loop.
+
+    begun: called with the number of steps that are done, before each step and after the last.
+    """
     from contenders import Given
 
     from privft.budget.mechanism import Mechanism
@@ -199,7 +211,8 @@ def train_two_steps(
             sampling_probability=1.0,
             noise_multiplier=1.0,
             clip_norm=0.3,
-            steps=2,
+            steps=steps,
+            noise="discrete-gaussian" if configuration.secure else "gaussian",
             expected_batch_size=float(len(units)),
         ),
         max_records_per_unit=configuration.records,
@@ -213,59 +226,91 @@ def train_two_steps(
         ),
         streams=KeyedStreams(bytes(32)),
         context={},
-        journal=lambda step, digest: before_second() if step == 1 else None,
+        journal=lambda step, digest: begun(step),
         save=lambda state: None,
-        tell=lambda report: after_second() if report.step == 2 else None,
+        tell=lambda report: begun(steps) if report.step == steps else None,
     )
 
 
-def child(configuration: Configuration, folder: Path) -> dict[str, Any]:
-    """What one process measures."""
-    import torch
+def memory_of(configuration: Configuration, folder: Path) -> dict[str, Any]:
+    """Bytes between the first two steps, and at the peak of the second, above what was there when
+    the same had been done once before: buffers that libraries keep, of no tensor (`libraries`)."""
     from training_speed import forget_peak, resident
 
-    from privft.training.products import use_reproducible_kernels
+    started = resident()[0]
+    train_steps(configuration, folder, steps=1, begun=lambda step: None)
+    gc.collect()  # models are cycles
+    before = resident()[0]
+    seen: dict[str, float] = {"libraries": before - started}
+
+    def begun(step: int) -> None:
+        if step == 1:
+            forget_peak()
+            seen["rest"] = resident()[0] - before
+        elif step == 2:
+            seen["peak"] = resident()[1] - before
+
+    train_steps(configuration, folder, steps=2, begun=begun)
+    return seen
+
+
+def time_of(configuration: Configuration, folder: Path) -> dict[str, Any]:
+    """Seconds of a step, and the rates before and after."""
+    import torch
+
     from privft.training.rates import measure_rates
 
+    def rates() -> dict[str, float]:
+        found = measure_rates(
+            inputs=configuration.hidden,
+            outputs=configuration.inner,
+            rows=configuration.token_budget,
+            dtype=configuration.dtype,
+            discrete=configuration.secure,
+        )
+        return vars(found)
+
+    moments: list[float] = []
+    around: list[dict[str, float]] = []
+
+    def begun(step: int) -> None:
+        if step in (1, TIMED_STEPS):
+            moments.append(time.perf_counter())
+            around.append(rates())
+            if step == 1:
+                moments[0] = time.perf_counter()
+        elif step:
+            moments.append(time.perf_counter())
+
+    train_steps(configuration, folder, steps=TIMED_STEPS, begun=begun)
+    return {
+        "seconds": statistics.median(b - a for a, b in itertools.pairwise(moments)),
+        "rates": {name: math.sqrt(around[0][name] * around[1][name]) for name in around[0]},
+        "rates_changed": {name: around[1][name] / around[0][name] for name in around[0]},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def child(configuration: Configuration, folder: Path, what: str) -> dict[str, Any]:
+    """What one process measures."""
+    from privft.training.products import use_reproducible_kernels
+
     use_reproducible_kernels()
-    with tempfile.TemporaryDirectory() as warm:  # libraries load and thread pools start
-        tiny = Configuration(
-            name="warm-up", model_type=configuration.model_type, hidden=32, inner=64, layers=1,
-            heads=2, keys=2, vocabulary=100, dtype=configuration.dtype, length=16, count=2,
-            classes=2 if configuration.classes else 0,
-        )  # fmt: skip
-        make_model(tiny, Path(warm))
-        train_two_steps(tiny, Path(warm), before_second=lambda: None, after_second=lambda: None)
-    rates = measure_rates(
-        inputs=configuration.hidden,
-        outputs=configuration.inner,
-        rows=configuration.token_budget,
-        dtype=configuration.dtype,
-    )
-    before = resident()[0]
-    seen: dict[str, float] = {}
-
-    def begin() -> None:
-        forget_peak()
-        seen["rest"] = resident()[0] - before
-        seen["began"] = time.perf_counter()
-
-    def end() -> None:
-        seen["seconds"] = time.perf_counter() - seen["began"]
-        seen["peak"] = resident()[1] - before
-
-    train_two_steps(configuration, folder, before_second=begin, after_second=end)
-    return {**seen, "rates": vars(rates), "threads": torch.get_num_threads()}
+    return (memory_of if what == "memory" else time_of)(configuration, folder)
 
 
-def measure(configuration: Configuration) -> dict[str, Any]:
-    """Resident bytes and seconds of one configuration, in a process of its own."""
+def measure(configuration: Configuration, *, memory_only: bool) -> dict[str, Any]:
+    """Resident bytes and seconds of one configuration, each in a process of its own."""
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--child", configuration.name, "--folder", folder]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
         make_model(configuration, Path(folder))
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+        for what in ("memory",) if memory_only else ("memory", "time"):
+            setting = {"MALLOC_MMAP_THRESHOLD_": "65536"} if what == "memory" else {}
+            command = [sys.executable, __file__, "--child", configuration.name, what, folder]
+            environment = {**os.environ, **setting, "TRANSFORMERS_VERBOSITY": "error"}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+            found.update(json.loads(done.stdout))
+    return found
 
 
 # ---------------------------------------------------------------------------- reckoning
@@ -292,6 +337,7 @@ def setting_of(configuration: Configuration) -> Any:
         adam=configuration.adam,
         quantised=configuration.quantised,  # type: ignore[arg-type]
         checkpointing=configuration.again,
+        discrete=configuration.secure,
     )
 
 
@@ -333,21 +379,16 @@ def reckon(configuration: Configuration, rates: dict[str, float] | None = None) 
     return found
 
 
-def row(configuration: Configuration) -> dict[str, Any]:
+def row(configuration: Configuration, *, memory_only: bool) -> dict[str, Any]:
     """Predicted beside measured."""
-    measured = measure(configuration)
-    predicted = reckon(configuration, measured["rates"])
+    measured = measure(configuration, memory_only=memory_only)
+    predicted = reckon(configuration, measured.get("rates"))
     step = (predicted["peak"] - predicted["rest"]) / (measured["peak"] - measured["rest"])
-    return {
-        "measured": measured,
-        "predicted": predicted,
-        "ratio": {
-            "rest": round(predicted["rest"] / measured["rest"], 3),
-            "step": round(step, 3),
-            "peak": round(predicted["peak"] / measured["peak"], 3),
-            "seconds": round(predicted["seconds"] / measured["seconds"], 3),
-        },
-    }
+    ratio = {"step": round(step, 3)}
+    for name in ("rest", "peak", "seconds"):
+        if name in measured:
+            ratio[name] = round(predicted[name] / measured[name], 3)
+    return {"measured": measured, "predicted": predicted, "ratio": ratio}
 
 
 # ---------------------------------------------------------------------------- large models
@@ -415,20 +456,23 @@ def devices_table() -> str:
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
-    """The table."""
+    """The table; ratios are of predicted to measured."""
     print(f"{'':<26}{'MiB measured':>14}{'predicted':>11}{'ratio':>7}"
           f"{'of which step':>15}{'ratio':>7}{'seconds':>9}{'ratio':>7}")  # fmt: skip
     for name, found in rows.items():
         measured, predicted, ratio = found["measured"], found["predicted"], found["ratio"]
         step = measured["peak"] - measured["rest"]
-        print(
+        line = (
             f"{name:<26}{measured['peak'] / 2**20:>14.0f}{predicted['peak'] / 2**20:>11.0f}"
             f"{ratio['peak']:>7.2f}{step / 2**20:>15.0f}{ratio['step']:>7.2f}"
-            f"{measured['seconds']:>9.2f}{ratio['seconds']:>7.2f}"
         )
+        if "seconds" in ratio:
+            line += f"{measured['seconds']:>9.2f}{ratio['seconds']:>7.2f}"
+        print(line)
     for what in ("peak", "step", "seconds"):
-        far = [name for name, found in rows.items() if abs(found["ratio"][what] - 1) > WITHIN]
-        print(f"{what}: {len(rows) - len(far)} of {len(rows)} within {WITHIN:.0%}; beyond: {far}")
+        told = {name: found["ratio"] for name, found in rows.items() if what in found["ratio"]}
+        far = [name for name, ratio in told.items() if abs(ratio[what] - 1) > WITHIN]
+        print(f"{what}: {len(told) - len(far)} of {len(told)} within {WITHIN:.0%}; beyond: {far}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -436,15 +480,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=[each.name for each in CONFIGURATIONS])
     parser.add_argument("--devices", action="store_true", help="the table for large models")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help="do not measure time")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     by_name = {each.name: each for each in CONFIGURATIONS}
     if options.devices:
         print(devices_table())
         return
     if options.child:
-        print(json.dumps(child(by_name[options.child], options.folder)))
+        name, what, folder = options.child
+        print(json.dumps(child(by_name[name], Path(folder), what)))
         return
     from training_speed import machine
 
@@ -452,7 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for configuration in CONFIGURATIONS:
         if options.only is None or configuration.name in options.only:
             print(f"{configuration.name} ...", file=sys.stderr, flush=True)
-            rows[configuration.name] = row(configuration)
+            rows[configuration.name] = row(configuration, memory_only=options.memory)
     known = json.loads(options.out.read_text()) if options.out.exists() else {"rows": {}}
     report = {"rows": {**known["rows"], **rows}, "machine": machine("cpu")}
     options.out.parent.mkdir(parents=True, exist_ok=True)

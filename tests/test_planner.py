@@ -25,10 +25,10 @@ CHOSEN = (
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
-def test_memory_of_a_step_is_within_a_quarter_of_what_is_measured(tmp_path: Path) -> None:
+def test_memory_is_within_15_percent_of_what_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "planner.json"
     done = subprocess.run(
-        [sys.executable, str(PLANNER), "--out", str(out), "--only", *CHOSEN],
+        [sys.executable, str(PLANNER), "--memory", "--out", str(out), "--only", *CHOSEN],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -38,4 +38,5 @@ def test_memory_of_a_step_is_within_a_quarter_of_what_is_measured(tmp_path: Path
     rows = json.loads(out.read_text())["rows"]
     assert set(rows) == set(CHOSEN)
     for name, row in rows.items():
-        assert row["ratio"]["step"] == pytest.approx(1, abs=0.25), (name, row["ratio"])
+        for what in ("step", "peak"):
+            assert row["ratio"][what] == pytest.approx(1, abs=0.15), (name, what, row["ratio"])
