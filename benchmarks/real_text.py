@@ -5,8 +5,8 @@ command, timed): init, vault create, plan, train, audit, release, verify.
 
     mts-dialog    a conversation between doctor and patient -> the section of the note written from
                   it; SmolLM2-135M, LoRA, loss on the note alone; 1,201 records
-    banking77     a customer's message -> one of 77 intents; all-MiniLM-L6-v2, LoRA in the last
-                  layers and a trained head; 10,003 records
+    banking77     a customer's message -> one of 77 intents; all-MiniLM-L6-v2, a head alone on the
+                  frozen encoder; 10,003 records
 
 What a run does stands in `recipes/TASK.yaml`, which anybody can plan by hand; the policy is
 `recipes/open-data.yaml`, for published text alone.  Recipes were tuned on training and validation

@@ -71,6 +71,12 @@ MARGIN = 0.006
 MOST_TOKENS = 400_000
 LOWER = 3
 """Layers of MiniLM below the ones that LoRA changes."""
+LORA = {
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["query", "value"],
+    "layers_to_transform": [3, 4, 5],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,7 @@ class Recipe:
         """Sections of `recipes/banking77.yaml` to change."""
         noise = {"noise_multiplier": 1e-6} if epsilon is None else {"target_epsilon": epsilon}
         return {
-            "lora": None if not self.lora else _base_config("banking77")["lora"],
+            "lora": LORA if self.lora else None,
             "privacy": {
                 "unit": "record",
                 "declared_units": declared,
@@ -346,17 +352,10 @@ class Banking:
         """The classifier of a recipe, on remembered states."""
         config = self.bench.config
         if recipe.lora:
-            assert config.lora is not None
             encoder: nn.Module = Upper(
                 self.bench.base_module(), self._states["lower"], recipe.pooling
             )
-            spec = LoraSpec(
-                r=config.lora.r,
-                lora_alpha=config.lora.lora_alpha,
-                target_modules=config.lora.target_modules,
-                layers_to_transform=config.lora.layers_to_transform,
-                freeze_a=recipe.freeze_a,
-            )
+            spec: LoraSpec | None = LoraSpec(**LORA, freeze_a=recipe.freeze_a)
         else:
             encoder = Table(torch.stack(list(self._states[recipe.pooling].values())))
             spec = None

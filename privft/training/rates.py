@@ -24,6 +24,8 @@ from privft.training.products import product
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROUNDS = 5
 _CHAIN = 200
+_KEPT, _KEPT_BYTES = 12, 1 << 28
+_PASSES = 11.0  # tensors that such an operation reads and writes: 5 forward, 6 backward
 _DRAWS = 1 << 16
 _BITS = 40  # of the grid; how long a draw takes does not depend on it
 
@@ -44,12 +46,23 @@ def measure_rates(
         for shape in ((1, rows, inputs), (1, rows, outputs), (outputs, inputs))
     )
 
+    layers = max(1, min(_KEPT, _KEPT_BYTES // (2 * y.nbytes)))
+
     def both() -> None:
         product(x, weight, None)
         product(y, weight.t(), None)
 
     def gated() -> None:
-        nn.functional.silu(y) * y
+        # As in a step: what the forward pass keeps is written to memory that was not touched
+        # before, and read once more by the backward pass, whose own results take what became free.
+        # On the same few megabytes again and again this would come out several times too fast.
+        kept = []
+        for _ in range(layers):
+            kept.append(nn.functional.silu(y))
+            kept.append(kept[-1] * y)
+        gradient = y
+        while kept:
+            gradient = gradient * kept.pop()
 
     def chain() -> None:
         start = torch.ones(8, device=device, requires_grad=True)
@@ -67,7 +80,7 @@ def measure_rates(
 
     return Rates(
         products=4.0 * rows * inputs * outputs / _seconds(both, device),
-        traffic=5.0 * rows * outputs * y.element_size() / _seconds(gated, device),
+        traffic=_PASSES * layers * y.numel() * y.element_size() / _seconds(gated, device),
         calls=2 * _CHAIN / _seconds(chain, device),
         draws=_DRAWS / _seconds(draw, device),
     )

@@ -15,6 +15,6 @@ def test_rates_are_work_over_seconds(monkeypatch: pytest.MonkeyPatch, discrete: 
     monkeypatch.setattr(rates.time, "perf_counter", lambda: next(ticks))
     found = rates.measure_rates(inputs=16, outputs=24, rows=8, dtype="bfloat16", discrete=discrete)
     assert found.products == 2 * (2 * 8 * 16 * 24) / 2
-    assert found.traffic == 5 * 8 * 24 * 2 / 2
+    assert found.traffic == 11 * 12 * 8 * 24 * 2 / 2
     assert found.calls == 2 * 200 / 2
     assert found.draws == 65536 / 2
