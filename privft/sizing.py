@@ -24,8 +24,7 @@ On top the largest of four moments of a step:
                 gradient; one block of logits, min(N, 256) V times 8 (float32) or 10 (bfloat16)
     backward    in layer l from the top: what the layers up to l keep, 4 U (A_l + ... + A_top), and
                 passing gradients of the widest part, T (2 I + 2 D) times 4
-    clipping    4 U A for the gradients, and one unit's at a time as it is, in float64 and squared,
-                20 A
+    clipping    4 U A for the gradients
     noise       8 A (noisy sums, which leave as the optimiser's 4 A come)
 
 What a Llama layer keeps for its backward pass, a token (transformers' own modules, whose frozen
@@ -279,7 +278,7 @@ def memory(setting: Setting, batch: Microbatch) -> Memory:
         moments={
             "logits": held + top + gathered,
             "backward": backward + gathered,
-            "clipping": 4 * units * count + 20 * count,
+            "clipping": 4 * units * count,
             "noise": 8 * count,
         },
     )
@@ -358,9 +357,9 @@ CALLS_A_TARGET = 12
 """And for each adapter, forward and backward."""
 
 
-MOVED_BY_CLIPPING = 56
-"""Bytes a number of a unit's gradient: written once more beside those of other units (12), and its
-square in float64 (44)."""
+MOVED_BY_CLIPPING = 16
+"""Bytes a number of a unit's gradient: written once more beside those of other units (12), and read
+for its norm (4)."""
 MOVED_BY_ADDING, MOVED_BY_ROUNDING = 36, 148
 """And then: added to a float64 sum, or scaled, rounded, squared, made whole, squared, added."""
 

@@ -129,14 +129,16 @@ class UnitGradients:
 def unit_norms(gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The l2 norm of each unit's whole gradient, shape [U], float64.
 
-    One sum a unit over all its numbers in one order, because torch sums a lone row in another
-    order than rows among others.
+    Sums of a unit's own shape, in float64 and without copies in it: one unit at a time, because
+    torch sums a lone row in another order than rows among others.
     """
-    count = next(iter(gradients.values())).shape[0]
-    whole = (
-        torch.cat([gradient[u].flatten() for gradient in gradients.values()]) for u in range(count)
-    )  # one unit at a time, so that no more than one is held in float64
-    return torch.stack([each.double().square().sum() for each in whole]).sqrt()
+    norms_UP = torch.stack(
+        [
+            torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in unit])
+            for unit in zip(*(gradient.unbind() for gradient in gradients.values()), strict=True)
+        ]
+    )
+    return torch.stack([row_P.square().sum() for row_P in norms_UP]).sqrt()
 
 
 def clip_factors(norms_U: torch.Tensor, clip_norm: float) -> torch.Tensor:

@@ -6,7 +6,11 @@ peft spells it as five steps over whole outputs: three products, a scaling and a
 backward another scaling and another sum.  Here the scaling is taken at width r, and the sums are
 part of the narrow products, so that a layer costs little more than its wide product.  The products
 are those of `products`, with the same guarantee about their bits; the gradients of A and B are
-recorded there, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
+recorded there, unit by unit.
+
+A base of a narrower type than A and B multiplies by copies of them in that type, as autocast does,
+where peft would cast the whole width of inputs and outputs back and forth.  The gradients of A and
+B are taken in their own type.
 
 `adapter` calls this for layers without dropout on a base that is not quantised; all others go
 peft's way.
@@ -52,21 +56,20 @@ class _LoraLinear(torch.autograd.Function):
         record_b: Callable[..., None] | None,
     ) -> torch.Tensor:
         ctx.scaling, ctx.record_a, ctx.record_b = scaling, record_a, record_b
-        narrow = product(input.to(a.dtype), a, None).mul_(scaling)
+        narrow = product(input, a.to(input.dtype), None).mul_(scaling)
         ctx.save_for_backward(input, weight, a, b, narrow)
-        return sum_of_products(input, weight, bias, narrow, b)
+        return sum_of_products(input, weight, bias, narrow, b.to(input.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         gradient = gradients[0]
         input, weight, a, b, narrow = ctx.saved_tensors  # read once, see `recompute`
-        wide = gradient.to(a.dtype)
-        back = product(wide, b.t(), None).mul_(ctx.scaling)
+        back = product(gradient, b.to(gradient.dtype).t(), None).mul_(ctx.scaling)
         if ctx.record_a is not None:
-            ctx.record_a(input.to(a.dtype), back)
+            ctx.record_a(input, back.to(a.dtype))
         if ctx.record_b is not None:
-            ctx.record_b(narrow, wide)
+            ctx.record_b(narrow, gradient.to(b.dtype))
         wanted = None
         if ctx.needs_input_grad[0]:
-            wanted = sum_of_products(gradient, weight.t(), None, back, a.t())
+            wanted = sum_of_products(gradient, weight.t(), None, back, a.to(gradient.dtype).t())
         return wanted, None, None, None, None, None, None, None
