@@ -15,9 +15,11 @@ machines of this class vary by 13% from run to run, so only ratios within a roun
     python benchmarks/training_speed.py [--records 12] [--rounds 5] [--device cpu]
     python benchmarks/training_speed.py --growth     cost by units, record length, rank, batch size
 
-The default takes under 20 minutes on two cores; more `--records` in a round give steadier figures.
-Prints tables and writes `results/training_speed.json` (each mode replaces its own part).  On CUDA
-the same file runs unchanged; where there is none, the result says so.
+    python benchmarks/training_speed.py --memory     peak memory of each, in processes of their own
+
+The default takes half an hour on two cores; more `--records` in a round give steadier figures.
+Prints tables and writes `results/training_speed.json` after each part (each mode and workload
+replaces its own).  On CUDA the same file runs unchanged; where there is none, the result says so.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -363,7 +366,8 @@ def measure_memory(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """`measure_memory` of each, one process after the other."""
+    """`measure_memory` of each, one process after the other; null for one that the system ended,
+    because there was not enough."""
     names = ["privft", "privft-equal", "alike", "padded", "hooks", "ghost"]
     if opake_missing(options.opake_python) is None:
         names.append("opake")
@@ -374,9 +378,10 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             [python, __file__, "--measure-memory", name, "--device", options.device],
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
         )
-        found[name] = round(json.loads(done.stdout)["mib"])
+        if done.returncode not in (0, -signal.SIGKILL):
+            raise SystemExit(f"measuring the memory of {name} failed")
+        found[name] = None if done.returncode else round(json.loads(done.stdout)["mib"])
         say(f"memory {name}: {found[name]} MiB")
     return {
         "peak_mib_above_loaded_model": found,
@@ -686,6 +691,7 @@ def main() -> None:
     )
     parser.add_argument("--workload", choices=sorted(CONTENDERS), help="by default both")
     parser.add_argument("--growth", action="store_true", help="how cost grows, and nothing else")
+    parser.add_argument("--memory", action="store_true", help="peak memory, and nothing else")
     parser.add_argument("--no-details", action="store_true", help="the races alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -706,33 +712,36 @@ def main() -> None:
         work(options.worker, options)
         return
     report = json.loads(options.out.read_text()) if options.out.exists() else {}
-    started = time.monotonic()
+
+    def keep() -> None:  # after each part, for a later one may end the process
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
     if options.growth:
         report["growth"] = {**growth(options), "machine": machine(options.device)}
+    elif options.memory:
+        report["memory"] = {**memory(options), "machine": machine(options.device)}
     else:
         bench = Bench(device=options.device)
         tokenizer = basemodel.load_tokenizer(bench.found)
-        report["workloads"] = {
-            workload: race(workload, bench, tokenizer, options)
-            for workload in ([options.workload] if options.workload else CONTENDERS)
-        }
-        dialogues = report["workloads"].get("dialogues")
-        report["bfloat16"] = dialogues and bf16(dialogues)
-        if dialogues and not options.no_details:
-            rate = dialogues["contenders"]["privft"]["tokens_per_s"]["median"]
-            report["details"] = details(bench, tokenizer, rate, options)
-            report["memory"] = memory(options)
-        report["settings"] = {
-            "rounds": options.rounds,
-            "records_per_round": options.records,
-            "model": "SmolLM2-135M-Instruct, LoRA r=8 on all linear layers, float32",
-            "tokens_per_microbatch": TOKEN_BUDGET,
-            "longest": LONGEST,
-        }
-        report["machine"] = machine(options.device)
-        report["seconds"] = round(time.monotonic() - started)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for workload in [options.workload] if options.workload else CONTENDERS:
+            found = race(workload, bench, tokenizer, options)
+            found["rounds"], found["records_per_round"] = options.rounds, options.records
+            report.setdefault("workloads", {})[workload] = found
+            report["settings"] = {
+                "model": "SmolLM2-135M-Instruct, LoRA r=8 on all linear layers, float32",
+                "tokens_per_microbatch": TOKEN_BUDGET,
+                "longest": LONGEST,
+            }
+            report["machine"] = machine(options.device)
+            if workload == "dialogues":
+                report["bfloat16"] = bf16(found)
+            keep()
+            if workload == "dialogues" and not options.no_details:
+                rate = found["contenders"]["privft"]["tokens_per_s"]["median"]
+                report["details"] = details(bench, tokenizer, rate, options)
+                keep()
+    keep()
     show(report)
 
 
