@@ -291,7 +291,7 @@ def _check_bundle(
 def export(ctx: click.Context, output: Path | None) -> None:
     """The whole ledger as one JSON bundle; nothing private in it.
 
-    It verifies elsewhere: privft ledger verify --bundle FILE --trust trust.json
+    It verifies elsewhere, by privft ledger verify --bundle FILE --trust trust.json.
     """
     with session(ctx).ledger() as ledger:
         text = json.dumps(ledger.export(), indent=1)

@@ -101,7 +101,7 @@ def affordable_epsilon(config: RunConfig, policy: Policy, view: BudgetView) -> f
         return admit(view.cap, spent, events(noise)).admitted
 
     low, high = _LEAST_NOISE, _MOST_NOISE
-    if not admitted(high):
+    if view.exhausted or not admitted(high):
         return None
     while high > low * 1.0001:
         middle = math.sqrt(low * high)

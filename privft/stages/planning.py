@@ -220,8 +220,14 @@ def _exceeded(
     admission: Admission,
     mechanism: Mechanism,
 ) -> BudgetExceeded:
+    if view.exhausted:
+        return BudgetExceeded(
+            f"the budget of data set {config.dataset} is spent: a recovery gave entries up, and "
+            "what they held counts as all that was left",
+            hint="nothing more can be trained on it; privft ledger show says what is known",
+        )
     spent = (*view.spent, *view.reserved, *config.score_events())
-    steps = 0 if view.exhausted else steps_that_fit(view.cap, spent, mechanism.event())
+    steps = steps_that_fit(view.cap, spent, mechanism.event())
     affordable = affordable_epsilon(config, policy, view)
     choices = []
     if affordable is not None:

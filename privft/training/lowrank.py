@@ -6,11 +6,7 @@ peft spells it as five steps over whole outputs: three products, a scaling and a
 backward another scaling and another sum.  Here the scaling is taken at width r, and the sums are
 part of the narrow products, so that a layer costs little more than its wide product.  The products
 are those of `products`, with the same guarantee about their bits; the gradients of A and B are
-recorded there, unit by unit.
-
-A base of a narrower type than A and B multiplies by copies of them in that type, as autocast does,
-where peft would cast the whole width of inputs and outputs back and forth.  The gradients of A and
-B are taken in their own type.
+recorded there, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
 
 `adapter` calls this for layers without dropout on a base that is not quantised; all others go
 peft's way.
@@ -56,20 +52,21 @@ class _LoraLinear(torch.autograd.Function):
         record_b: Callable[..., None] | None,
     ) -> torch.Tensor:
         ctx.scaling, ctx.record_a, ctx.record_b = scaling, record_a, record_b
-        narrow = product(input, a.to(input.dtype), None).mul_(scaling)
+        narrow = product(input.to(a.dtype), a, None).mul_(scaling)
         ctx.save_for_backward(input, weight, a, b, narrow)
-        return sum_of_products(input, weight, bias, narrow, b.to(input.dtype))
+        return sum_of_products(input, weight, bias, narrow, b)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         gradient = gradients[0]
         input, weight, a, b, narrow = ctx.saved_tensors  # read once, see `recompute`
-        back = product(gradient, b.to(gradient.dtype).t(), None).mul_(ctx.scaling)
+        wide = gradient.to(a.dtype)
+        back = product(wide, b.t(), None).mul_(ctx.scaling)
         if ctx.record_a is not None:
-            ctx.record_a(input, back.to(a.dtype))
+            ctx.record_a(input.to(a.dtype), back)
         if ctx.record_b is not None:
-            ctx.record_b(narrow, gradient.to(b.dtype))
+            ctx.record_b(narrow, wide)
         wanted = None
         if ctx.needs_input_grad[0]:
-            wanted = sum_of_products(gradient, weight.t(), None, back, a.to(gradient.dtype).t())
+            wanted = sum_of_products(gradient, weight.t(), None, back, a.t())
         return wanted, None, None, None, None, None, None, None

@@ -50,7 +50,7 @@ def test_unit_gradients_are_those_of_one_backward_a_unit(kind, freeze_a, calls) 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.12)], ids=str
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=str
 )
 def test_both_ways_agree_to_rounding(dtype, tolerance, calls) -> None:
     model = made("llama", dtype, LoraSpec(r=2))
