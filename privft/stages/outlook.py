@@ -17,7 +17,7 @@ share kept of what is learnt without noise depends on s and hardly on anything e
 
 Below `UNLIKELY` a run keeps less than a fifth there, and `privft plan` says so.  Language models
 with LoRA are another task, with the same order of magnitude: s was 623 and 441 in the two runs that
-README quotes ("make demo" and MTS-Dialog), which gained 1.2 and 0.5 nats a token.
+README quotes ("make demo" and MTS-Dialog), which gained 1.2 and 0.4 nats a token.
 
 What s depends on.  With q = B/N, the mu of Gaussian DP is about q sqrt(T) / sigma for sigma well
 above 1 (Bu, Dong, Long, Su 2020, "Deep learning with Gaussian differential privacy"), so s is about
