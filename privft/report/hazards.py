@@ -207,7 +207,7 @@ def _algorithms(facts: Facts) -> list[Hazard]:
             "utility-bias",
             "Noise hurts small groups more",
             "met" if groups else "operator",
-            f"measured for {len(groups)} groups."
+            f"measured for {len(groups)} group{'' if len(groups) == 1 else 's'}."
             if groups
             else "no subgroup was measured in this run; whoever deploys the model must check.",
             "utility",

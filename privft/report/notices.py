@@ -38,7 +38,8 @@ def recoveries(facts: Facts) -> list[str]:
     """Where the ledger has a gap."""
     return [
         f"The ledger has a gap: it was restored from a backup on {lost.time[:10]}, and "
-        f"{max(lost.seen - lost.kept, 0)} or more entries are lost. {lost.reason} "
+        f"{max(lost.seen - lost.kept, 0)} or more entries are lost. "
+        f"{len(lost.signers)} people took that on themselves: {lost.reason} "
         + (
             "The budget of these data counts as used up since then."
             if lost.exhausted

@@ -32,9 +32,11 @@ from privft.report.notices import limits, secrets
 from privft.report.statement import digest, validate
 from privft.report.wording import (
     COMPANIONS,
+    answer_words,
     bets,
     exact,
     limit_words,
+    most_records_words,
     odds_of,
     one_in,
     paid_words,
@@ -43,6 +45,8 @@ from privft.report.wording import (
     round_down,
     round_up,
     rule_words,
+    share_words,
+    task_words,
     unit_words,
 )
 from privft.signing import VerifyKey
@@ -259,5 +263,9 @@ def environment() -> jinja2.Environment:
         limit=limit_words,
         one_in=one_in,
         paid=paid_words,
+        task=task_words,
+        most_records=most_records_words,
+        answer=answer_words,
+        share=share_words,
     )
     return environment

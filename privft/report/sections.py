@@ -1,4 +1,4 @@
-"""What follows the report's first page, as plain rows of text: titles, paragraphs, tables, charts.
+"""What follows the report's first page, as plain text: titles, paragraphs, tables, charts, lines.
 
 For renderings that lay text out and know no markup (`report.pdf`).  It says what the template of
 the HTML page says, section by section and number by number.
@@ -9,20 +9,27 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from privft.report.annex import annex
+from privft.report.countersigned import countersigned
 from privft.report.facts import CostFacts, Facts
 from privft.report.hazards import hazards
 from privft.report.notices import limits, secrets, waivers
 from privft.report.page import accuracy_interval, charts
 from privft.report.wording import (
     COMPANIONS,
+    answer_words,
     exact,
     limit_words,
+    most_records_words,
     odds_of,
     paid_words,
     plain_value,
     round_down,
     round_up,
     rule_words,
+    share_words,
+    task_words,
+    unit_words,
 )
 
 _VARIABLE = re.compile(r"var\(--[a-z]+,(#[0-9a-f]{6})\)")
@@ -34,7 +41,7 @@ def plain_svg(chart: str) -> str:
 
 
 def sections(facts: Facts) -> list[dict[str, Any]]:
-    """All that follows the first page: title, paragraphs, tables of text, charts."""
+    """All that follows the first page: title, paragraphs, tables of text, charts, listings."""
     parts = (
         _mechanism,
         _data,
@@ -45,9 +52,10 @@ def sections(facts: Facts) -> list[dict[str, Any]]:
         _utility,
         _hazards,
         _limits,
+        annex,
     )
     return [
-        {"paragraphs": [], "tables": [], "charts": [], **part(facts), "number": i}
+        {"paragraphs": [], "tables": [], "charts": [], "listings": [], **part(facts), "number": i}
         for i, part in enumerate(parts, start=1)
     ]
 
@@ -62,9 +70,12 @@ def _pairs(caption: str, rows: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _mechanism(facts: Facts) -> dict[str, Any]:
     m, claim = facts.mechanism, facts.guarantee
+    one = unit_words(m.unit)["short"]
     costs = [
         [
-            "add or remove one (the claim)" if cost.adjacency == "add-remove" else "replace one",
+            "add or remove one (the claim)"
+            if cost.adjacency == "add-remove"
+            else "replace one by another",
             exact(cost.epsilon_pld),
             exact(cost.epsilon_rdp) if cost.epsilon_rdp is not None else "–",
             (cost.rdp_note or "") + _order_words(cost),
@@ -75,10 +86,12 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
     return {
         "title": "Mechanism",
         "paragraphs": [
-            "DP-SGD: in each step a separate coin decides for every unit whether to take part; the "
-            "whole gradient of each is clipped; Gaussian noise is added to the sum; and the sum is "
-            "divided by a number fixed beforehand. These numbers are all that is needed to compute "
-            "epsilon again.",
+            f"DP-SGD: in each step a separate coin decides for every {one} whether to take part; "
+            "the whole gradient of each is clipped; Gaussian noise is added to the sum; and the "
+            "sum is divided by a number fixed beforehand. These numbers are all that is needed to "
+            "compute epsilon again.",
+            "PLD composes the privacy loss distribution numerically and rounds up; RDP is an "
+            "independent, looser computation that must not come out below it.",
             *(
                 [
                     f"The trade-off curve lies nearest to a Gaussian one with μ = {claim.mu:.3f}, "
@@ -96,7 +109,7 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
                     ("neighbouring data sets", "add or remove one unit"),
                     ("sampler", "Poisson: independent coins"),
                     ("sampling probability q", m.sampling_probability),
-                    ("noise multiplier σ", m.noise_multiplier),
+                    ("noise multiplier σ (noise / clip norm)", m.noise_multiplier),
                     (
                         "clip norm C" + (" of the first step" if m.count_noise is not None else ""),
                         m.clip_norm,
@@ -133,10 +146,13 @@ def _data(facts: Facts) -> dict[str, Any]:
                 "Data, by what may be known in public",
                 [
                     ("data set", data.dataset),
-                    ("lineage", data.lineage),
-                    ("fingerprint", data.manifest_root),
-                    ("declared number of units", data.declared_units),
-                    ("records used of one unit, at most", data.max_records_per_unit or "no limit"),
+                    ("lineage (the owner of the budget)", data.lineage),
+                    ("fingerprint: root over the sealed cells", data.manifest_root),
+                    ("declared number of units (not a count)", data.declared_units),
+                    (
+                        "records used of one unit, at most",
+                        most_records_words(data.max_records_per_unit),
+                    ),
                 ],
             ),
             _pairs(
@@ -145,7 +161,7 @@ def _data(facts: Facts) -> dict[str, Any]:
                     ("base model", model.name),
                     ("source", model.source or "not stated"),
                     ("licence of the base model", model.licence or "not stated"),
-                    ("task", facts.run.task),
+                    ("task", task_words(facts.run.task)),
                     ("SHA-256 of the base weights", model.weights_sha256),
                     ("SHA-256 of the tokenizer", model.tokenizer_sha256),
                     ("trained parameters", model.trained_parameters),
@@ -191,7 +207,11 @@ def _ledger(facts: Facts) -> dict[str, Any]:
                 "Runs charged to these data",
                 ["run", "ε of the run alone", "ε spent after it"],
                 [
-                    [p.run, round_up(p.epsilon, 3), round_up(p.cumulative, 3)]
+                    [
+                        p.run + (" (this run)" if p.run == facts.run.id else ""),
+                        round_up(p.epsilon, 3),
+                        round_up(p.cumulative, 3),
+                    ]
                     for p in ledger.history
                 ],
             ),
@@ -203,11 +223,16 @@ def _ledger(facts: Facts) -> dict[str, Any]:
 def _policy(facts: Facts) -> dict[str, Any]:
     met, head = {True: "met", False: "NOT met"}, ["rule", "limit", "this run", "met"]
     rules = [
-        [rule_words(c.rule), limit_words(c.limit), plain_value(c.got), met[c.ok]]
+        [_rule(c.rule), limit_words(c.limit), plain_value(c.got), met[c.ok]]
         for c in facts.policy.checks
     ]
     return {
         "title": "Policy and approval",
+        "paragraphs": [
+            f"After the audit the policy asks for {countersigned(facts, ()).wanted or 'no'} "
+            "countersignatures of this report, by people who may approve plans, before anything "
+            "leaves; the first page has who signed."
+        ],
         "tables": [
             _table(f"Policy “{facts.policy.name}”, rule by rule", head, rules),
             _pairs(
@@ -217,11 +242,19 @@ def _policy(facts: Facts) -> dict[str, Any]:
                     ("plan made", facts.plan.created),
                     ("SHA-256 of the policy", facts.policy.sha256),
                     ("SHA-256 of the configuration", facts.config.sha256),
-                    *[(f"approved by {a.name}", f"{a.time}, {a.keyid}") for a in facts.approvals],
+                    *[
+                        (f"approved by {a.name}", f"{a.time}, key {a.keyid}")
+                        for a in facts.approvals
+                    ],
                 ],
             ),
         ],
     }
+
+
+def _rule(name: str) -> str:
+    words = rule_words(name)
+    return name if words == name else f"{words} ({name})"
 
 
 def _implementation(facts: Facts) -> dict[str, Any]:
@@ -239,7 +272,7 @@ def _implementation(facts: Facts) -> dict[str, Any]:
                 [
                     (
                         "published values reproduced",
-                        f"{reference.passed} of {reference.of}, {reference.held}",
+                        f"{reference.passed} of {reference.of}, held {reference.held}",
                     ),
                     ("noise generator", facts.noise.generator),
                     ("noise precision", facts.noise.precision),
@@ -258,15 +291,13 @@ def _implementation(facts: Facts) -> dict[str, Any]:
 def _attacks(facts: Facts) -> dict[str, Any]:
     audit, rows = facts.audit, []
     for test in audit.tests:
-        around = accuracy_interval(test)
-        share = f"{100 * around[0]:.0f} to {100 * around[1]:.0f}%" if around else "–"
         rows.append(
             [
                 test.kind,
                 test.method,
                 str(test.canaries),
                 f"{test.correct} of {test.guesses}",
-                share,
+                share_words(accuracy_interval(test)),
                 round_down(test.epsilon_lower, 3),
                 round_down(test.ceiling, 3),
             ]
@@ -292,6 +323,10 @@ def _attacks(facts: Facts) -> dict[str, Any]:
         "title": "Attacks",
         "paragraphs": [
             audit.words,
+            "Before training, made-up records were put in or left out by fair coins. The attack "
+            "then guesses each coin from the trained model. A low number here is no evidence of "
+            "privacy: beside it stands the most that a flawless attack of the same size could have "
+            "proved.",
             held,
             *secrets(audit),
             *again,
@@ -339,11 +374,15 @@ def _utility(facts: Facts) -> dict[str, Any]:
 
 def _hazards(facts: Facts) -> dict[str, Any]:
     layers: dict[str, list[list[str]]] = {}
+    waiting = sum(row.answer == "operator" for row in hazards(facts))
     for row in hazards(facts):
-        layers.setdefault(row.layer, []).append([row.title, row.answer, row.why])
+        layers.setdefault(row.layer, []).append([row.title, answer_words(row.answer), row.why])
     return {
         "title": "Hazards",
-        "paragraphs": ["After NIST SP 800-226. What says “operator” waits for a person to attest."],
+        "paragraphs": [
+            "After NIST SP 800-226, which lists what can go wrong with a claim of differential "
+            f"privacy. {waiting} of these wait for a person of the operator’s to attest."
+        ],
         "tables": [
             _table(layer, ["hazard", "answer", "why"], rows) for layer, rows in layers.items()
         ],
@@ -355,6 +394,11 @@ def _limits(facts: Facts) -> dict[str, Any]:
         "title": "Waivers and limits",
         "paragraphs": [
             *(waivers(facts) or ["No rule was waived."]),
+            *[
+                f"The waiver is signed by {row.name}, key {row.keyid}."
+                for waiver in facts.waivers
+                for row in waiver.signatures
+            ],
             *limits(facts),
         ],
     }

@@ -87,6 +87,26 @@ def odds_of(epsilon: float, delta: float) -> float:
     return 100 * min(1.0, 0.5 + (grown - 1 + 2 * delta) / (2 * (grown + 1)))
 
 
+def task_words(task: str) -> str:
+    """What the model is trained to do."""
+    return "causal language model" if task == "causal-lm" else "sequence classification"
+
+
+def most_records_words(most: int | None) -> str:
+    """How many records of one unit a step uses at most."""
+    return "no limit; the gradient of the whole unit is clipped" if most is None else str(most)
+
+
+def answer_words(answer: str) -> str:
+    """A hazard's answer; the one that waits for somebody says so."""
+    return "operator must attest" if answer == "operator" else answer
+
+
+def share_words(around: tuple[float, float] | None) -> str:
+    """An interval of a share, in percent."""
+    return "–" if around is None else f"{100 * around[0]:.0f} to {100 * around[1]:.0f}%"
+
+
 def paid_words(entry: Utility) -> str:
     """How a figure on held-out units came to leave, and at what price; `entry` has `paid`."""
     paid = entry.paid

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from privft.errors import UsageError
-from privft.report import pdf, statement
+from privft.report import page, pdf, statement
 from privft.report.notices import limits, secrets
 from privft.report.sections import sections
+from privft.signing import dsse_sign
 from tests.report.made_up import made_up_facts
-from tests.report.test_page import Outline, made, signed_facts, waived_facts
+from tests.report.test_page import AMARA, RUN, Outline, made, signed_facts, waived_facts
 
 needs_typst = pytest.mark.skipif(
     importlib.util.find_spec("typst") is None, reason="typst is not installed"
@@ -107,3 +110,60 @@ def test_colours_are_written_out_for_readers_without_css() -> None:
     for section in sections(facts):
         for chart in section["charts"]:
             assert "var(" not in chart
+
+
+class Cells(HTMLParser):
+    """What the page says in cells of tables, list items and listings, each as one line of text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.open: list[list[str]] = []
+        self.links = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += tag == "a"
+        if tag in {"td", "pre", "li"}:
+            self.open.append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        self.links -= tag == "a"
+        if tag in {"td", "pre", "li"}:
+            self.cells.append(one_line(self.open.pop()))
+
+    def handle_data(self, data: str) -> None:
+        if self.open and not self.links:
+            self.open[-1].append(data)
+
+
+def one_line(parts: Iterable[str]) -> str:
+    return " ".join(" ".join(parts).split())
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every text in a tree of lists and mappings, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    else:
+        yield str(value)
+
+
+@pytest.mark.parametrize("of", [signed_facts, waived_facts])
+def test_pdf_has_every_cell_and_every_listing_of_the_page(
+    of: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = statement.build(of())
+    envelope = dsse_sign(statement.payload(built), statement.PAYLOAD_TYPE, [RUN, AMARA])
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(pdf, "compile_typst", lambda template, data: given.append(data) or b"")
+    pdf.render_pdf(built, envelope)
+    paper = one_line(strings(given[0]))
+    cells = Cells(page.render(built, envelope)).cells
+    signers = [cell for cell in cells if re.search(r"key [0-9a-f]{16}…$", cell)]  # worded otherwise
+    assert [cell for cell in cells if cell not in paper and cell not in signers] == []
+    assert all(f"key {cell[-17:-1]}" in paper for cell in signers)
+    assert len(cells) > 150
