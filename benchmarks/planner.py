@@ -6,8 +6,8 @@ loop on made-up units that fill each microbatch, every configuration in two proc
 In one, memory: the resident bytes between two steps, above those before the model was loaded, and
 the peak in the second step (the kernel's own high-water mark), once all has been done and dropped
 before: what libraries then hold of their own (`libraries`) is no part of what a plan reckons.  In
-the other, time: the median of the steps after the first, beside what the rates give that the same
-process measured right before and after them.
+the other, time: the median of the steps after the first, beside the mean of what the rehearsal
+says that the same process holds right before and right after them.
 
     python benchmarks/planner.py                 the table of all configurations; ten minutes
     python benchmarks/planner.py --memory        without time; any machine is quiet enough for it
@@ -29,7 +29,6 @@ import argparse
 import gc
 import itertools
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -160,6 +159,32 @@ def units_of(configuration: Configuration) -> list[Any]:
     ]
 
 
+def base_of(folder: Path) -> Any:
+    """The made-up model, as a run knows it."""
+    from privft.training import basemodel
+
+    return basemodel.BaseModel(
+        name="made-up",
+        folder=folder,
+        weights_sha256=basemodel.weights_digest(folder),
+        tokenizer_sha256="",
+    )
+
+
+def spec_of(configuration: Configuration) -> Any:
+    """Its adapter."""
+    from privft.training import adapter
+
+    if configuration.rank is None:
+        return None
+    return adapter.LoraSpec(
+        r=configuration.rank,
+        layers_to_transform=configuration.adapted_layers,
+        freeze_a=configuration.freeze_a,
+        lora_dropout=configuration.dropout,
+    )
+
+
 def train_steps(configuration: Configuration, folder: Path, *, steps: int, begun: Any) -> None:
     """Load, attach, and `steps` steps of privft's own loop.
 
@@ -174,25 +199,13 @@ def train_steps(configuration: Configuration, folder: Path, *, steps: int, begun
     from privft.training.quantised import quantise
 
     base = basemodel.load_model(
-        basemodel.BaseModel(
-            name="made-up",
-            folder=folder,
-            weights_sha256=basemodel.weights_digest(folder),
-            tokenizer_sha256="",
-        ),
+        base_of(folder),
         task="sequence-classification" if configuration.classes else "causal-lm",
         dtype=configuration.dtype,  # type: ignore[arg-type]
     )
     if configuration.quantised is not None:
         quantise(base, configuration.quantised)  # type: ignore[arg-type]
-    spec = None
-    if configuration.rank is not None:
-        spec = adapter.LoraSpec(
-            r=configuration.rank,
-            layers_to_transform=configuration.adapted_layers,
-            freeze_a=configuration.freeze_a,
-            lora_dropout=configuration.dropout,
-        )
+    spec = spec_of(configuration)
     model: Any
     if configuration.classes:
         model = adapter.attach_classifier(
@@ -255,40 +268,44 @@ def memory_of(configuration: Configuration, folder: Path) -> dict[str, Any]:
 
 
 def time_of(configuration: Configuration, folder: Path) -> dict[str, Any]:
-    """Seconds of a step, and the rates before and after."""
+    """Seconds of a step, and what rehearsals before and after say."""
     import torch
 
-    from privft.training.rates import measure_rates
-
-    def rates() -> dict[str, float]:
-        found = measure_rates(
-            inputs=configuration.hidden,
-            outputs=configuration.inner,
-            rows=configuration.token_budget,
-            dtype=configuration.dtype,
-            discrete=configuration.secure,
-        )
-        return vars(found)
-
+    before = rehearsed(configuration, folder)
     moments: list[float] = []
-    around: list[dict[str, float]] = []
 
     def begun(step: int) -> None:
-        if step in (1, TIMED_STEPS):
-            moments.append(time.perf_counter())
-            around.append(rates())
-            if step == 1:
-                moments[0] = time.perf_counter()
-        elif step:
+        if step:
             moments.append(time.perf_counter())
 
     train_steps(configuration, folder, steps=TIMED_STEPS, begun=begun)
+    after = rehearsed(configuration, folder)
     return {
         "seconds": statistics.median(b - a for a, b in itertools.pairwise(moments)),
-        "rates": {name: math.sqrt(around[0][name] * around[1][name]) for name in around[0]},
-        "rates_changed": {name: around[1][name] / around[0][name] for name in around[0]},
+        "rehearsed": [before, after],
         "threads": torch.get_num_threads(),
     }
+
+
+def rehearsed(configuration: Configuration, folder: Path) -> dict[str, Any]:
+    """The seconds of the step, as a plan would say them, from what, and what it took to say so."""
+    import torch
+
+    from privft.training.rehearsal import Rehearsal
+
+    setting, batches = setting_of(configuration), batches_of(configuration)
+    started = time.perf_counter()
+    pace = Rehearsal(
+        base=base_of(folder),
+        setting=setting,
+        spec=spec_of(configuration),
+        batch=max(batches, key=lambda batch: batch.tokens),
+        token_budget=configuration.token_budget,
+        device=torch.device("cpu"),
+    ).pace()
+    took = time.perf_counter() - started
+    tokens = sum(batch.tokens for batch in batches)
+    return {"seconds": pace.seconds(setting, tokens=tokens), "took": took, "pace": vars(pace)}
 
 
 def child(configuration: Configuration, folder: Path, what: str) -> dict[str, Any]:
@@ -358,9 +375,9 @@ def batches_of(configuration: Configuration) -> list[Any]:
     ]
 
 
-def reckon(configuration: Configuration, rates: dict[str, float] | None = None) -> dict[str, Any]:
-    """Predicted bytes between steps and at the peak, and the seconds of a step at these rates."""
-    from privft.sizing import Rates, memory, microbatch_work, step_work
+def reckon(configuration: Configuration) -> dict[str, Any]:
+    """Predicted bytes between steps and at the peak."""
+    from privft.sizing import memory
 
     setting, batches = setting_of(configuration), batches_of(configuration)
     fullest = max((memory(setting, batch) for batch in batches), key=lambda found: found.peak)
@@ -371,18 +388,15 @@ def reckon(configuration: Configuration, rates: dict[str, float] | None = None) 
         "terms": {**vars(fullest), **fullest.moments},
     }
     found["terms"].pop("moments")
-    if rates is not None:
-        speed = Rates(**rates)
-        found["seconds"] = step_work(setting).seconds(speed) + sum(
-            microbatch_work(setting, batch).seconds(speed) for batch in batches
-        )
     return found
 
 
 def row(configuration: Configuration, *, memory_only: bool) -> dict[str, Any]:
     """Predicted beside measured."""
     measured = measure(configuration, memory_only=memory_only)
-    predicted = reckon(configuration, measured.get("rates"))
+    predicted = reckon(configuration)
+    if "rehearsed" in measured:
+        predicted["seconds"] = statistics.mean(each["seconds"] for each in measured["rehearsed"])
     step = (predicted["peak"] - predicted["rest"]) / (measured["peak"] - measured["rest"])
     ratio = {"step": round(step, 3)}
     for name in ("rest", "peak", "seconds"):

@@ -1,4 +1,4 @@
-"""Memory a device and time a step, reckoned from public facts before anything is loaded.
+"""Memory a device, reckoned from public facts before anything is loaded.
 
 Sizes of the model come from its `config.json`, everything else from the run's config: no record is
 opened and no weight is read.  What a step does depends on the lengths of the records, which are
@@ -36,15 +36,10 @@ does with dropout, with a mask of a byte a number.  A BERT layer keeps 2 b D for
 and 4 H for attention, b I for GELU, and what A reads.  Layers below the first trained one keep
 nothing.  With checkpointing a layer keeps its input, b D, and one layer at a time the rest.
 
-Time a step, in seconds (`seconds`), from three rates that are measured where the plan is made:
-    products    2 P_l forward and 2 P_l for the gradient of the input, a token and layer with P_l
-                frozen numbers (layers below the first trained one: forward only); 6 A_l; attention
-                7 S H h (causal, forward and backward); 4 V D a label
-    traffic     bytes that element-wise operations read and write, over the rate of such operations
-    calls       operations that are dispatched, a microbatch, times what an empty one costs
 Sources: Korthikanti et al. 2022 (arXiv 2205.05198) and Rajbhandari et al. 2020 (ZeRO, 1910.02054)
 for the way of counting; the terms are read off privft's own step.  How well they hold is what
-`benchmarks/planner.py` measures: memory within 7% in fifteen small models.
+`benchmarks/planner.py` measures: within 7% in fifteen small models.  Time is not reckoned from
+these but rehearsed (`training.rehearsal`).
 """
 
 from __future__ import annotations
@@ -319,85 +314,3 @@ def wire_bytes(setting: Setting, *, passes: int) -> int:
     gathered = 2 * setting.shape.layers * _layer_bytes(setting)
     gathered += setting.shape.embeddings * BYTES[setting.dtype]
     return sums + passes * (setting.ranks - 1) * gathered // setting.ranks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """What a machine does a second: floating-point operations in products, bytes in element-wise
-    operations, operations dispatched, Gaussian numbers drawn."""
-
-    products: float
-    traffic: float
-    calls: float
-    draws: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is done: floating-point operations in products, bytes of element-wise operations,
-    operations dispatched, numbers drawn."""
-
-    products: float
-    traffic: float
-    calls: float
-    draws: float = 0.0
-
-    def seconds(self, rates: Rates) -> float:
-        return (
-            self.products / rates.products
-            + self.traffic / rates.traffic
-            + self.calls / rates.calls
-            + self.draws / rates.draws
-        )
-
-
-CALLS_A_LAYER = {"llama": 40, "bert": 22}
-"""Operations that a layer dispatches forward, without adapters; backward twice as many."""
-CALLS_A_TARGET = 12
-"""And for each adapter, forward and backward."""
-
-
-MOVED_BY_CLIPPING = 16
-"""Bytes a number of a unit's gradient: written once more beside those of other units (12), and read
-for its norm (4)."""
-MOVED_BY_ADDING, MOVED_BY_ROUNDING = 36, 148
-"""And then: added to a float64 sum, or scaled, rounded, squared, made whole, squared, added."""
-
-
-def microbatch_work(setting: Setting, batch: Microbatch) -> Work:
-    """Forward, backward and clipping of one microbatch; see the module's docstring."""
-    shape, tokens = setting.shape, batch.tokens
-    hidden, wide = shape.hidden, BYTES[setting.dtype]
-    context = shape.heads * shape.head_size
-    first = setting.first_trained
-    matrices = sum(matrix.inputs * matrix.outputs for matrix in shape.matrices)
-    products = traffic = calls = 0.0
-    for layer in range(shape.layers):
-        passes = 2 if layer >= first else 1
-        again = 1 if setting.checkpointing and layer >= first else 0
-        products += 2 * matrices * (passes + again) * tokens
-        products += 6 * setting.trained(layer) * tokens
-        seen = batch.length / 2 if shape.family == "llama" else batch.length
-        products += 4 * seen * context * (1 + 2.5 * (passes - 1) + again) * tokens
-        moved = wide * (20 * hidden + 10 * context + 5 * shape.intermediate)
-        moved += 4 * 6 * sum(matrix.outputs for matrix in setting.targets(layer))
-        traffic += moved * (1 + 2 * (passes - 1) + again) * tokens
-        calls += CALLS_A_LAYER[shape.family] * (1 + 2 * (passes - 1) + again)
-        calls += CALLS_A_TARGET * len(setting.targets(layer))
-    if setting.classes:
-        products += 6 * setting.head_numbers * batch.rows
-    else:
-        labels = batch.rows * batch.labels
-        products += 4 * labels * shape.vocabulary * hidden
-        traffic += labels * shape.vocabulary * 4 * 8
-        calls += batch.rows * 20
-    moved = MOVED_BY_ROUNDING if setting.discrete else MOVED_BY_ADDING
-    traffic += (MOVED_BY_CLIPPING + moved) * batch.units * setting.trained_numbers
-    calls += 8.0 * batch.units * sum(len(setting.targets(n)) for n in range(shape.layers))
-    return Work(products=products, traffic=traffic, calls=calls)
-
-
-def step_work(setting: Setting) -> Work:
-    """What a step does once, however many units it has: noise and optimiser."""
-    count = setting.trained_numbers
-    return Work(products=0.0, traffic=100.0 * count, calls=0.0, draws=count)

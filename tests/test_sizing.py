@@ -14,7 +14,7 @@ import transformers
 
 from privft import modelshape, sizing
 from privft.modelshape import shape_of
-from privft.sizing import AdapterShape, Microbatch, Setting, memory, microbatch_work
+from privft.sizing import AdapterShape, Microbatch, Setting, memory
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.losses import BLOCK_TOKENS, trained_parameters
 
@@ -152,30 +152,12 @@ def test_weights_take_what_their_type_takes() -> None:
 def test_a_larger_microbatch_takes_no_less(change: dict[str, int]) -> None:
     larger = replace(BATCH, **change)
     assert memory(setting(), larger).peak >= memory(setting(), BATCH).peak
-    assert microbatch_work(setting(), larger).products >= microbatch_work(setting(), BATCH).products
 
 
 def test_layers_below_the_first_trained_one_keep_nothing() -> None:
     upper = setting(adapter=AdapterShape(rank=4, layers=(2,)))
     assert [bool(sizing.kept_by_layer(upper, n)) for n in range(3)] == [False, False, True]
     assert memory(upper, BATCH).step < memory(setting(), BATCH).step
-    assert microbatch_work(upper, BATCH).products < microbatch_work(setting(), BATCH).products
-
-
-def test_floating_point_operations_of_the_products_are_twice_their_numbers_a_pass() -> None:
-    bare = setting(adapter=AdapterShape(rank=1, targets=("q_proj",)), classes=1)
-    matrices = sum(m.inputs * m.outputs for m in bare.shape.matrices)
-    one = Microbatch(units=1, rows=1, length=16, labels=1)
-    work = microbatch_work(bare, one)
-    attention = 3.5 * 4 * 8 * 32 * 16 * 3
-    adapter = 6 * 3 * (32 + 32) * 16
-    assert work.products == 4 * matrices * 3 * 16 + attention + adapter + 6 * 33
-
-
-def test_time_is_work_over_rates() -> None:
-    rates = sizing.Rates(products=2.0, traffic=4.0, calls=8.0, draws=16.0)
-    work = sizing.Work(products=2.0, traffic=8.0, calls=24.0, draws=64.0)
-    assert work.seconds(rates) == 1 + 2 + 3 + 4
 
 
 def test_the_wire_carries_the_adapter_and_no_more_unless_the_base_is_shared_out() -> None:
@@ -187,12 +169,6 @@ def test_the_wire_carries_the_adapter_and_no_more_unless_the_base_is_shared_out(
     added = sizing.wire_bytes(replace(four, sharded=True), passes=9) - (12 * count + 96)
     layers = 4 * four.shape.layers * four.shape.layer_numbers
     assert added == 9 * 3 * (2 * layers + 4 * four.shape.embeddings) // 4
-
-
-def test_rounding_to_a_grid_moves_more_bytes() -> None:
-    exact, rounded = setting(), setting(discrete=True)
-    assert microbatch_work(rounded, BATCH).traffic > microbatch_work(exact, BATCH).traffic
-    assert memory(rounded, BATCH) == memory(exact, BATCH)
 
 
 def test_the_fullest_microbatches_keep_to_the_budget_and_never_split_a_unit() -> None:

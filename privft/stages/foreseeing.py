@@ -1,10 +1,11 @@
 """What a run will take of a machine: memory a device and time a step, for `privft plan`.
 
 `privft.sizing` has the formula; here it gets its numbers: sizes from the model's `config.json`, the
-rest from the run's config, rates from a second of measuring on the machine that the plan is made
-on.  No record is opened and no weight is read.  Lengths of records are private and thus unknown, so
-both numbers are upper bounds: memory over every length up to `max_length`, time for records that
-all have `max_length` tokens.  They are for people: nothing that is signed or charged depends on
+rest from the run's config, and the pace of this machine from `training.rehearsal`, which takes some
+seconds.  No record is opened and no weight is read.  Lengths of records are private and thus
+unknown, so both numbers are upper bounds: memory over every length up to `max_length`, time for
+records that all have `max_length` tokens.  A run that does not fit this machine's memory is not
+rehearsed on it, and has no time.  They are for people: nothing that is signed or charged depends on
 them, and a plan is the same for any number of ranks.
 """
 
@@ -12,8 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from privft.config import PrivacyConfig, RunConfig
 from privft.modelshape import shape_of
@@ -21,18 +25,15 @@ from privft.sizing import (
     REMEMBERED_BYTES,
     AdapterShape,
     Memory,
-    Rates,
     Setting,
     largest,
     memory,
-    microbatch_work,
-    step_work,
     wire_bytes,
 )
-from privft.stages.modelling import choose_device
+from privft.stages.modelling import choose_device, lora_spec
 from privft.training.basemodel import BaseModel
 from privft.training.examples import bucket_of, buckets_upto
-from privft.training.rates import measure_rates
+from privft.training.rehearsal import Pace, Rehearsal
 
 _SPREAD = 4.0
 """Standard deviations above its mean that the size of a Poisson sample is taken at."""
@@ -40,11 +41,14 @@ _SPREAD = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Takes:
-    """What a run takes at most, on each of its devices; bytes that each sends to the others."""
+    """What a run takes at most, on each of its devices; bytes that each sends to the others.
+
+    pace, seconds_a_step: None where this machine has too little memory for the run.
+    """
 
     memory: Memory
-    seconds_a_step: float
-    rates: Rates
+    pace: Pace | None
+    seconds_a_step: float | None
     wire_bytes_a_step: int
 
 
@@ -71,9 +75,9 @@ class Foreseen:
             "memory_bytes_at_most": memory.peak,
             "memory_terms": {**terms, "sums": memory.sums, **memory.moments},
             "seconds_a_step_at_most": step,
-            "seconds_at_most": step * self.steps,
+            "seconds_at_most": None if step is None else step * self.steps,
             "wire_bytes_a_step": self.takes.wire_bytes_a_step,
-            "rates": vars(self.takes.rates),
+            "pace": None if self.takes.pace is None else vars(self.takes.pace),
         }
 
     def rows(self) -> list[list[str]]:
@@ -92,8 +96,10 @@ class Foreseen:
             ],
             [
                 "time",
-                f"at most {_duration(step)} a step and {_duration(step * self.steps)} in all on "
-                f"a machine like this, if every record has max_length tokens{apart}",
+                "not known: this machine has too little memory for it to be tried here"
+                if step is None
+                else f"at most {_duration(step)} a step and {_duration(step * self.steps)} in all "
+                f"on a machine like this, if every record has max_length tokens{apart}",
             ],
         ]
         if self.ranks > 1:
@@ -152,7 +158,7 @@ def _records(privacy: PrivacyConfig) -> int:
 
 
 def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
-    """Memory and time of a run; measures this machine for a second."""
+    """Memory and time of a run; rehearses it on this machine for some seconds."""
     facts = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     setting = setting_of(config, facts, ranks=ranks)
     if setting is None:
@@ -168,14 +174,6 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
         sampled_units=sampled,
     )
     found = max((memory(setting, batch) for batch in fullest), key=lambda each: each.peak)
-    rates = measure_rates(
-        inputs=setting.shape.hidden,
-        outputs=setting.shape.intermediate,
-        rows=min(budget, 2048),
-        dtype=setting.dtype,
-        discrete=setting.discrete,
-        device=choose_device(config.performance.device),
-    )
     longest = largest(
         [bucket_of(config.max_length)],
         token_budget=budget,
@@ -183,14 +181,33 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
         sampled_units=sampled,
     )[-1]
     share = expected / longest.units / ranks  # of such microbatches, on each rank
-    seconds = share * microbatch_work(setting, longest).seconds(rates)
+    device = choose_device(config.performance.device)
+    pace = seconds = None
+    if found.peak < _memory_of(device):
+        pace = Rehearsal(
+            base=base,
+            setting=setting,
+            spec=lora_spec(config),
+            batch=longest,
+            token_budget=budget,
+            device=device,
+            threads=config.performance.threads,
+        ).pace()
+        seconds = pace.seconds(setting, tokens=share * longest.tokens)
     return Foreseen(
         ranks=ranks,
         steps=privacy.max_steps,
         takes=Takes(
             memory=found,
-            seconds_a_step=seconds + step_work(setting).seconds(rates),
-            rates=rates,
+            pace=pace,
+            seconds_a_step=seconds,
             wire_bytes_a_step=wire_bytes(setting, passes=math.ceil(share)),
         ),
     )
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes that a device has, free or not."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

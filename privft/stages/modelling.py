@@ -68,6 +68,23 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if usable else "cpu")
 
 
+def lora_spec(config: RunConfig) -> adapter.LoraSpec | None:
+    """The adapter of a config; None where a head alone is trained."""
+    lora = config.lora
+    if lora is None:
+        return None
+    return adapter.LoraSpec(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        target_modules=lora.target_modules,
+        layers_to_transform=lora.layers_to_transform,
+        use_rslora=lora.use_rslora,
+        lora_dropout=lora.lora_dropout,
+        modules_to_save=lora.modules_to_save,
+        freeze_a=lora.freeze_a,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
     """Tokenizer and settings of one run; makes models and examples."""
@@ -103,19 +120,7 @@ class Workbench:
         return self._attached(self.base_module())
 
     def _attached(self, module: torch.nn.Module) -> TrainedModel:
-        config, seed = self.config, self.config.training.seed
-        spec = None
-        if config.lora is not None:
-            spec = adapter.LoraSpec(
-                r=config.lora.r,
-                lora_alpha=config.lora.lora_alpha,
-                target_modules=config.lora.target_modules,
-                layers_to_transform=config.lora.layers_to_transform,
-                use_rslora=config.lora.use_rslora,
-                lora_dropout=config.lora.lora_dropout,
-                modules_to_save=config.lora.modules_to_save,
-                freeze_a=config.lora.freeze_a,
-            )
+        config, seed, spec = self.config, self.config.training.seed, lora_spec(self.config)
         if config.task == "causal-lm":
             assert spec is not None
             model = adapter.attach_language_model(module, spec, seed=seed, pad_id=self.pad_id)

@@ -405,3 +405,21 @@ def load_model(
         )
     module.requires_grad_(False)
     return module.eval()  # type: ignore[no-any-return]
+
+
+def made_up(
+    model: BaseModel, *, task: Task, dtype: Literal["float32", "bfloat16"], layers: int
+) -> torch.nn.Module:
+    """A model of the sizes in `config.json`, but of `layers` layers and with weights of no meaning,
+    as `load_model` gives it.  Reads no other file."""
+    transformers = _transformers()
+    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+    settings = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True)
+    settings.num_hidden_layers = layers
+    if getattr(settings, "layer_types", None) is not None:
+        settings.layer_types = settings.layer_types[:layers]
+    module = auto.from_config(settings, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    if task == "sequence-classification" and getattr(module, "pooler", None) is not None:
+        module.pooler = None
+    module.requires_grad_(False)
+    return module.eval()  # type: ignore[no-any-return]

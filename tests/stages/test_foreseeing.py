@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from privft.config import RunConfig, parse_config
-from privft.sizing import Microbatch, Rates, memory
+from privft.sizing import Microbatch, memory
 from privft.stages import foreseeing
 from privft.training.basemodel import BaseModel
+from privft.training.rehearsal import Pace, Rehearsal
 from tests.stages.world import CLASSIFY, RUN
 
-RATES = Rates(products=1e9, traffic=1e9, calls=1e5, draws=1e6)
 LLAMA = {
     "model_type": "llama", "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80,
     "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -23,7 +23,10 @@ LLAMA = {
 
 @pytest.fixture(autouse=True)
 def _still_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreseeing, "measure_rates", lambda **_: RATES)
+    def pace(self: Rehearsal) -> Pace:
+        return Pace(tokens=self.batch.tokens, fixed=1.0, below=0.1, layer=0.2, number=1e-6)
+
+    monkeypatch.setattr(Rehearsal, "pace", pace)
 
 
 def base(folder: Path, facts: dict[str, Any]) -> BaseModel:
@@ -44,6 +47,11 @@ def takes(folder: Path, given: RunConfig, *, ranks: int = 1) -> foreseeing.Takes
     return found
 
 
+def seconds(found: foreseeing.Takes) -> float:
+    assert found.seconds_a_step is not None
+    return found.seconds_a_step
+
+
 def test_memory_is_foreseen_for_every_length_up_to_the_longest(tmp_path: Path) -> None:
     given = config()
     setting = foreseeing.setting_of(given, LLAMA, ranks=1)
@@ -59,13 +67,13 @@ def test_memory_is_foreseen_for_every_length_up_to_the_longest(tmp_path: Path) -
 
 def test_longer_records_take_more_time_and_no_less_memory(tmp_path: Path) -> None:
     short, long = takes(tmp_path, config()), takes(tmp_path, config(max_length=256))
-    assert long.seconds_a_step > short.seconds_a_step
+    assert seconds(long) > seconds(short)
     assert long.memory.peak >= short.memory.peak
 
 
 def test_ranks_share_the_time_and_not_the_memory(tmp_path: Path) -> None:
     one, four = takes(tmp_path, config()), takes(tmp_path, config(), ranks=4)
-    assert one.seconds_a_step / 4 < four.seconds_a_step < one.seconds_a_step / 2
+    assert seconds(one) / 4 < seconds(four) < seconds(one) / 2
     assert four.memory == one.memory
 
 
@@ -81,21 +89,38 @@ def test_what_ranks_send_each_other_is_said(tmp_path: Path) -> None:
     assert shared.to_dict()["wire_bytes_a_step"] > two.to_dict()["wire_bytes_a_step"]
 
 
-def test_discrete_noise_is_foreseen_as_such(
+def test_the_runs_own_options_are_rehearsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
+    asked: list[Rehearsal] = []
+    monkeypatch.setattr(Rehearsal, "pace", lambda self: asked.append(self))
+    plain = config().to_dict()
+    given = config(
+        privacy=plain["privacy"] | {"secure_noise": True},
+        training=plain["training"] | {"gradient_checkpointing": True, "optim": "sgd"},
+        lora=plain["lora"] | {"lora_dropout": 0.1, "r": 3},
+        performance=plain["performance"] | {"threads": 2},
+    )
+    with pytest.raises(AttributeError):  # there is no pace
+        takes(tmp_path, given)
+    (rehearsal,) = asked
+    setting, spec = rehearsal.setting, rehearsal.spec
+    assert spec is not None
+    assert (setting.discrete, setting.checkpointing, setting.adam) == (True, True, False)
+    assert (spec.lora_dropout, spec.r, rehearsal.threads) == (0.1, 3, 2)
+    assert rehearsal.token_budget == given.performance.tokens_per_microbatch
 
-    def rates(*, discrete: bool, **_: Any) -> Rates:
-        asked.append(discrete)
-        return RATES
 
-    monkeypatch.setattr(foreseeing, "measure_rates", rates)
-    plain = config()
-    secure = config(privacy=plain.to_dict()["privacy"] | {"secure_noise": True})
-    less, more = takes(tmp_path, plain), takes(tmp_path, secure)
-    assert asked == [False, True]
-    assert more.seconds_a_step > less.seconds_a_step
+def test_a_run_that_does_not_fit_is_not_rehearsed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreseeing, "_memory_of", lambda device: 1000)
+    found = foreseeing.foresee(config(), base(tmp_path, LLAMA))
+    assert found.takes is not None
+    assert found.takes.memory.peak > 1000
+    assert found.to_dict()["seconds_a_step_at_most"] is None
+    assert found.to_dict()["seconds_at_most"] is None
+    assert "too little memory" in found.rows()[1][1]
 
 
 def test_nothing_but_the_config_of_the_model_is_read(tmp_path: Path) -> None:
@@ -123,7 +148,6 @@ def test_dropout_takes_more_memory_and_computing_again_takes_less(tmp_path: Path
     plain = takes(tmp_path, given)
     assert takes(tmp_path, drops).memory.peak > plain.memory.peak
     assert takes(tmp_path, again).memory.peak < plain.memory.peak
-    assert takes(tmp_path, again).seconds_a_step > plain.seconds_a_step
 
 
 def test_a_head_alone_is_foreseen_too(tmp_path: Path) -> None:
