@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from filelock import FileLock
 
 from privft.budget.entries import format_time
 from privft.budget.ledger import Ledger
@@ -207,16 +208,17 @@ def answer(
         identity = Identity.from_bytes(key_file.read_bytes().removesuffix(b"\n"))
     except OSError as error:
         raise UsageError(f"cannot read {key_file}: {error.strerror}") from error
-    log_key, newest = _kept(state, trust)
-    reply, kept = witness.answer(
-        _read(challenge_file, "a witness challenge"),
-        newest=newest,
-        witness=identity.signing,
-        log_key=log_key,
-        posix_time=int(datetime.now(UTC).timestamp()),
-    )
-    body = {"format": STATE_FORMAT, "origin": log_key.name, "log_key": log_key.hex}
-    _write(state, {**body, "checkpoint": kept})  # before the cosignature is out
+    with FileLock(f"{state}.lock"):  # of two answers at once the second knows what the first saw
+        log_key, newest = _kept(state, trust)
+        reply, kept = witness.answer(
+            _read(challenge_file, "a witness challenge"),
+            newest=newest,
+            witness=identity.signing,
+            log_key=log_key,
+            posix_time=int(datetime.now(UTC).timestamp()),
+        )
+        body = {"format": STATE_FORMAT, "origin": log_key.name, "log_key": log_key.hex}
+        _write(state, {**body, "checkpoint": kept})  # before the cosignature is out
     _write(output, reply)
     size = Checkpoint.open(kept, log_key).size
     if reply["cosigned"]:

@@ -15,8 +15,9 @@ fixed phrases and names of columns from the configuration.  Nothing that was rea
 error: exceptions of the libraries, which do quote what they stumble over, are never passed on.
 
 Ids (of subjects and of records) are taken as `identifier` spells them: composed (NFC), and without
-the spaces around them.  Otherwise one person, exported twice by different programs, would be two
-units, and protected half as well.
+the spaces around them; one with a character that cannot be seen (a control or format character, a
+line separator) is a bad row.  Otherwise one person, exported twice by different programs, would be
+two units, and protected half as well.
 
 Worked example: fields = FieldMap(text="note", subject="patient"), unit = subject; the line
     {"patient": "p-17", "note": "Stable."}
@@ -50,6 +51,7 @@ _CHUNK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 64 << 20
 _MAX_FIELD_CHARACTERS = 16 << 20
 _MAX_ID_BYTES = 512
+_UNSEEN = {"Cc", "Cf", "Zl", "Zp"}  # general categories of Unicode
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -183,6 +185,8 @@ def _identifier(columns: Mapping[str, Any], column: str) -> str:
     value = identifier(value or "")
     if not value:
         raise BadRow(f"column {column!r} is missing or empty")
+    if any(unicodedata.category(character) in _UNSEEN for character in value):
+        raise BadRow(f"column {column!r} has a character that cannot be seen")
     if _size(value, column) > _MAX_ID_BYTES:
         raise BadRow(f"column {column!r} has more than {_MAX_ID_BYTES} bytes")
     return value

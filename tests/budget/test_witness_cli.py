@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from privft.budget.ledger import Ledger
 from privft.workspace import Workspace
@@ -220,6 +221,40 @@ def test_a_witness_learns_of_a_ledger_from_its_trust_root_and_keeps_to_it(desk: 
     desk.privft(*answer, "--state", "nowhere", "--trust", trust, code=13)
     assert not (desk.folder / "a.json").exists()
     assert not (desk.folder / "nowhere").exists()
+
+
+def test_of_two_answers_at_once_the_second_knows_what_the_first_saw(desk: Desk) -> None:
+    from privft.budget.witness import ask
+
+    desk.ask()
+    with desk.ledger() as ledger:
+        older = ask(ledger, "desk")
+        ledger.append("dataset-created", dataset_body(dataset="new", lineage="b" * 32), actor="ada")
+        newer = ask(ledger, "desk")
+    for name, challenge in (("older", older), ("newer", newer)):
+        (desk.folder / f"{name}.json").write_text(json.dumps(challenge))
+
+    def answering(name: str, state: str) -> list[str]:
+        files = ("-o", f"{name}-answer.json", "--key", "desk.key", "--state", state)
+        return [*COMMAND, "ledger", "witness", "answer", f"{name}.json", *files]
+
+    shutil.copy(desk.folder / "ward.state", desk.folder / "first.state")
+    subprocess.run(answering("newer", "first.state"), cwd=desk.folder, env=ENVIRONMENT, check=True)
+    with FileLock(desk.folder / "ward.state.lock"):  # the first answer is in the making
+        second = subprocess.Popen(
+            answering("older", "ward.state"), cwd=desk.folder, env=ENVIRONMENT
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=3)
+        assert not (desk.folder / "older-answer.json").exists()
+        shutil.copy(desk.folder / "first.state", desk.folder / "ward.state")
+    assert second.wait(timeout=60) == 0
+    answers = [
+        json.loads((desk.folder / f"{n}-answer.json").read_text()) for n in ("newer", "older")
+    ]
+    assert [answer["cosigned"] for answer in answers] == [True, False]
+    bodies = {answer["checkpoint"].split("\n\n")[0] for answer in answers}
+    assert len(bodies) == 1
 
 
 def test_without_an_answer_nothing_is_recorded(desk: Desk) -> None:

@@ -292,6 +292,14 @@ def test_one_id_has_one_spelling(spelling: str) -> None:
         parse({"patient": " \t", "note": "a"})
 
 
+@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff", "\u00ad", "\x00", "\u2028", "\u202e"])
+def test_an_id_with_a_character_that_nobody_sees_is_a_bad_row(unseen: str) -> None:
+    """Two ids that look alike would be one person twice."""
+    with pytest.raises(BadRow, match="column 'patient' has a character that cannot be seen"):
+        parse({"patient": f"p{unseen}7", "note": "a"})
+    assert parse({"patient": "p 7-\u5c71/\u00e9_.", "note": unseen + "a"}).unit.startswith("p 7")
+
+
 def test_json_that_names_a_column_twice_is_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     twice = ('{"patient": "1", "note": "a", "patient": "2"}', '{"note": [{"a": 1, "a": 2}]}')
