@@ -252,7 +252,7 @@ def test_of_two_answers_at_once_the_second_knows_what_the_first_saw(desk: Desk) 
     answers = [
         json.loads((desk.folder / f"{n}-answer.json").read_text()) for n in ("newer", "older")
     ]
-    assert [answer["cosigned"] for answer in answers] == [True, False]
+    assert [bool(answer["cosigned"]) for answer in answers] == [True, False]
     bodies = {answer["checkpoint"].split("\n\n")[0] for answer in answers}
     assert len(bodies) == 1
 
