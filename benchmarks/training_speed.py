@@ -16,6 +16,7 @@ machines of this class vary by 13% from run to run, so only ratios within a roun
     python benchmarks/training_speed.py --growth     cost by units, record length, rank, batch size
 
     python benchmarks/training_speed.py --memory     peak memory of each, in processes of their own
+    python benchmarks/training_speed.py --details    shares of privft's own step
 
 The default takes half an hour on two cores; more `--records` in a round give steadier figures.
 Prints tables and writes `results/training_speed.json` after each part (each mode and workload
@@ -467,9 +468,7 @@ def profile(step: Callable[[Round], None], given: Round) -> dict[str, Any]:
     }
 
 
-def details(
-    bench: Bench, tokenizer: Any, rate: float, options: argparse.Namespace
-) -> dict[str, Any]:
+def details(bench: Bench, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Share of the machine's peak, of noise and of reading the vault; where the rest goes."""
     model = bench.model()
     step = make("privft", bench, expected=8, token_budget=TOKEN_BUDGET, model=model)
@@ -477,6 +476,7 @@ def details(
     given = Round(number=1, records=records(tokenizer, sizes), batches=[])
     step(given)
     seconds = min(timed(lambda: step(given)) for _ in range(2))
+    rate = sum(len(unit.examples[0].input_ids) for unit in given.records) / seconds
     peak = matmul_peak(bench.device, torch.float32)
     reached = flops(model, given.records) / seconds / 1e9
 
@@ -693,6 +693,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="how cost grows, and nothing else")
     parser.add_argument("--memory", action="store_true", help="peak memory, and nothing else")
     parser.add_argument("--no-details", action="store_true", help="the races alone")
+    parser.add_argument("--details", action="store_true", help="of privft's step, without a race")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument(
@@ -719,6 +720,9 @@ def main() -> None:
 
     if options.growth:
         report["growth"] = {**growth(options), "machine": machine(options.device)}
+    elif options.details:
+        bench = Bench(device=options.device)
+        report["details"] = details(bench, basemodel.load_tokenizer(bench.found), options)
     elif options.memory:
         report["memory"] = {**memory(options), "machine": machine(options.device)}
     else:
@@ -738,8 +742,7 @@ def main() -> None:
                 report["bfloat16"] = bf16(found)
             keep()
             if workload == "dialogues" and not options.no_details:
-                rate = found["contenders"]["privft"]["tokens_per_s"]["median"]
-                report["details"] = details(bench, tokenizer, rate, options)
+                report["details"] = details(bench, tokenizer, options)
                 keep()
     keep()
     show(report)
