@@ -13,6 +13,7 @@ from privft.report.facts import CostFacts, Facts
 from privft.report.hazards import hazards
 from privft.report.notices import limits, secrets, waivers
 from privft.report.page import accuracy_interval, charts
+from privft.report.stopped import stopped
 from privft.report.wording import (
     COMPANIONS,
     exact,
@@ -65,9 +66,9 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
     costs = [
         [
             "add or remove one (the claim)" if cost.adjacency == "add-remove" else "replace one",
-            exact(cost.epsilon_pld),
+            exact(cost.epsilon_pld) if cost.epsilon_pld is not None else "–",
             exact(cost.epsilon_rdp) if cost.epsilon_rdp is not None else "–",
-            (cost.rdp_note or "") + _order_words(cost),
+            (cost.note or "") + _order_words(cost),
         ]
         for cost in (claim.cost, claim.substitute)
         if cost is not None
@@ -79,6 +80,7 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
             "whole gradient of each is clipped; Gaussian noise is added to the sum; and the sum is "
             "divided by a number fixed beforehand. These numbers are all that is needed to compute "
             "epsilon again.",
+            *stopped(facts),
             *(
                 [
                     f"The trade-off curve lies nearest to a Gaussian one with μ = {claim.mu:.3f}, "
@@ -107,7 +109,11 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
                         if m.count_noise is not None
                         else []
                     ),
-                    ("steps T, empty samples included", m.steps),
+                    (
+                        "steps T, empty samples included"
+                        + (", of each repetition" if facts.selection else ""),
+                        m.steps,
+                    ),
                     ("divisor: expected batch size", m.expected_batch_size),
                     ("delta δ", claim.delta),
                 ],
