@@ -11,6 +11,8 @@ ledger and report covers the candidates, the law of stopping, and the score.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -83,6 +85,11 @@ class Stopping(Strict):
         return self
 
 
+def label_of(changes: Mapping[str, Any]) -> str:
+    """A candidate in words: what it changes, setting by setting."""
+    return ", ".join(f"{name} {value}" for name, value in changes.items())
+
+
 class SelectionConfig(Strict):
     """A randomly stopped sweep, but for its base, which is the config around it."""
 
@@ -102,6 +109,13 @@ class SelectionConfig(Strict):
                 f"more: random stopping may vary {', '.join(sorted(SAME_FOR_ALL))}"
             )
         return self
+
+    def labels(self) -> list[str]:
+        """Each candidate in words, in a fixed order."""
+        return [
+            label_of(dict(zip(self.vary, values, strict=True)))
+            for values in itertools.product(*self.vary.values())
+        ]
 
     @property
     def held_out(self) -> HeldOutConfig | None:

@@ -35,7 +35,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from privft.config import RunConfig, load_config, parse_config
 from privft.errors import ConfigError
-from privft.evaluating import HeldOutConfig, SelectionConfig, Stopping
+from privft.evaluating import HeldOutConfig, SelectionConfig, Stopping, label_of
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, validate
 
@@ -101,7 +101,7 @@ def candidates(
     made = []
     for values in combinations:
         changes = dict(zip(vary, values, strict=True))
-        label = ", ".join(f"{name} {value}" for name, value in changes.items())
+        label = label_of(changes)
         text = canonical_json(_changed(body, changes, source)).decode()
         made.append((label, parse_config(text, source=f"{source}, {label}")))
     return made

@@ -83,7 +83,10 @@ def plan_command(
     who: Acting,
     dry_run: bool,
 ) -> None:
-    """Price a run, or a sweep of runs, in epsilon before any record is opened."""
+    """Price a run, or a sweep of runs, in epsilon before any record is opened.
+
+    A sweep by random stopping with a `most` becomes one plan, like a run.
+    """
     opened = session(ctx)
     if is_sweep(config_file):
         sweep, config = load_sweep(config_file)

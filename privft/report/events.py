@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from privft.report.values import Line, Positive, Strict
+from privft.report.values import Positive, Strict, Words
 
 
 class GaussianEvent(Strict):
@@ -72,6 +72,6 @@ class SelectionFacts(Strict):
     chosen by.  Scores, and how many repetitions counted, are told nowhere.
     """
 
-    candidates: Annotated[list[Line], Field(min_length=1)]
-    chosen: Line
+    candidates: Annotated[list[Words], Field(min_length=1)]
+    chosen: Words
     score: Literal["public", "held-out"]

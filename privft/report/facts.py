@@ -25,6 +25,7 @@ from pydantic import Field, JsonValue, model_validator
 from privft.budget.mechanism import Event, Mechanism
 from privft.budget.priced import stated_epsilon
 from privft.budget.selection import AnyEvent, event_from_dict
+from privft.evaluating import SelectionConfig
 from privft.report.events import (
     EventFacts,
     PlainEventFacts,
@@ -50,6 +51,7 @@ from privft.report.values import (
     Time,
     Words,
 )
+from privft.signing import canonical_json
 
 
 class RunFacts(Strict):
@@ -311,7 +313,7 @@ class Facts(Strict):
             ("adjacency", self.guarantee.cost.adjacency, "add-remove"),
             ("training event", trained[0].model_dump(), own),
             ("noised score", [event.model_dump() for event in trained[1:]], self._score(trained)),
-            ("selection", isinstance(self.events[0], StoppedEvent), self.selection is not None),
+            ("selection", *self._selections(mechanism)),
             ("PLD", self.guarantee.cost.epsilon_pld is None, self.selection is not None),
             ("last run of the history", self.ledger.history[-1].run, self.run.id),
         ]
@@ -323,6 +325,27 @@ class Facts(Strict):
                 f"expected delta < 1/{self.data.declared_units}, got {self.guarantee.delta}"
             )
         return self
+
+    @property
+    def asked(self) -> SelectionConfig | None:
+        """The randomly stopped sweep that the config asks for, if it does."""
+        body = self.config.body.get("selection")
+        return None if body is None else SelectionConfig.model_validate_json(canonical_json(body))
+
+    def _selections(self, mechanism: Mechanism) -> tuple[Any, Any]:
+        """What was charged and told of a selection, and what follows from the config."""
+        asked, told = self.asked, self.selection
+        charged = [each.model_dump() for each in self.events if isinstance(each, StoppedEvent)]
+        if asked is None:
+            return (charged, told), ([], None)
+        follows = SelectionFacts(
+            candidates=asked.labels(),
+            chosen=told.chosen if told is not None else "",
+            score="public" if asked.held_out is None else "held-out",
+        )
+        if follows.chosen not in follows.candidates:
+            raise ValueError("expected what was chosen to be among the candidates")
+        return (charged, told), ([asked.event(mechanism.event()).to_dict()], follows)
 
     def _training_events(self) -> Sequence[PlainEventFacts]:
         """What one training is charged as: the whole run, or one repetition of a selection."""
@@ -337,8 +360,6 @@ class Facts(Strict):
         """The event that noised figures were charged as: two figures a measure, all alike; in a
         selection the score of a repetition, which is not let out."""
         if self.selection is not None:
-            if self.selection.chosen not in self.selection.candidates:
-                raise ValueError("expected what was chosen to be among the candidates")
             noise = [event.noise_multiplier for event in trained[1:]]
             wanted = noise[:1] if self.selection.score == "held-out" else []
             if len(wanted) != (self.selection.score == "held-out") or any(

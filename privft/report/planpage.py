@@ -39,6 +39,7 @@ def render_plan(
     countersignatures: how many the policy will ask for once the run is audited.
     """
     mechanism, selection = plan.the_mechanism(), plan.the_selection()
+    asked = plan.the_config().selection
     odds = min(100.0, 100 * accounting.tradeoff(plan.events()).max_accuracy)
     cap = budget["cap"]
     steps = [*history, ("this plan", float(budget["after"]["epsilon_spent"]))]
@@ -50,7 +51,7 @@ def render_plan(
             plan_sha256=plan.digest,
             mechanism=mechanism,
             words=unit_words(mechanism.unit),
-            stopped=paragraphs(selection, plan.config, will=True) if selection else [],
+            stopped=paragraphs(selection, asked, will=True) if selection and asked else [],
             bets=bets(odds),
             odds=Markup(plots.odds(bets(odds))),
             cap_odds=odds_of(cap["epsilon"], cap["delta"]),

@@ -6,35 +6,33 @@ repetitions counted is known to nobody, this page included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from privft.budget.selection import Selection, chance_of_none
+from privft.evaluating import SelectionConfig
 from privft.report.facts import Facts
 
-LAWS = {None: "Poisson", 0.0: "logarithmic", 1.0: "geometric"}
+_LAWS = {None: "Poisson", 0.0: "logarithmic", 1.0: "geometric"}
 
 
 def brief(selection: Selection) -> str:
     """One line for a table."""
-    law = LAWS.get(selection.shape, f"truncated negative binomial of shape {selection.shape:g}")
+    other = f"truncated negative binomial of shape {selection.shape}"
+    law = _LAWS.get(selection.shape, other)
     return (
         f"the best of a hidden number of {selection.most} repetitions "
         f"({law}, mean {selection.mean:g} before it is cut)"
     )
 
 
-def paragraphs(selection: Selection, config: Mapping[str, Any], *, will: bool) -> list[str]:
+def paragraphs(selection: Selection, asked: SelectionConfig, *, will: bool) -> list[str]:
     """Random stopping explained to whoever approves a plan or reads a report.
 
-    config: the run's, as JSON values.  will: the training is still to come.
+    asked: as the config has it.  will: the training is still to come.
     """
-    asked = config["selection"]
-    names = ", ".join(asked["vary"])
+    names = ", ".join(asked.vary)
     scored = (
         "its loss on public text, which costs nothing; since the same text chose it, what it "
         "gained there looks a little better than it is"
-        if asked["score"] == "public"
+        if asked.held_out is None
         else "its loss on held-out units, with noise of its own in each repetition, which the "
         "epsilon includes"
     )
@@ -55,10 +53,10 @@ def paragraphs(selection: Selection, config: Mapping[str, Any], *, will: bool) -
         "whatever it is, and neither the scores nor the settings of the others are told. The price "
         "of choosing holds only because of that: whoever reads the memory of the machine while it "
         "trains is outside of the guarantee.",
-        f"The whole is charged as one event, by one accountant (Rényi differential privacy), since "
-        f"no other knows it: more than one training, and far less than {selection.most}. What is "
-        "said of odds and of the trade-off curve follows from the same Rényi divergences, and is "
-        "more cautious than an exact curve would be.",
+        "The whole is charged as one event, by one accountant (Rényi differential privacy), since "
+        "no other knows it. It costs more than one training, by the law of K, and no more for the "
+        "trainings that do not count. What is said of odds and of the trade-off curve follows from "
+        "the same Rényi divergences, and is more cautious than an exact curve would be.",
     ]
 
 
@@ -70,11 +68,11 @@ def selected(facts: Facts) -> str:
 
 def stopped(facts: Facts) -> list[str]:
     """The same of a run that was trained, and which settings were kept; [] of one training."""
-    event = facts.accounting_events()[0]
-    if facts.selection is None or not isinstance(event, Selection):
+    event, asked = facts.accounting_events()[0], facts.asked
+    if facts.selection is None or asked is None or not isinstance(event, Selection):
         return []
     names = "; ".join(facts.selection.candidates)
     return [
-        *paragraphs(event, facts.config.body, will=False),
+        *paragraphs(event, asked, will=False),
         f"In the draw were, with equal chances: {names}. Kept was: {facts.selection.chosen}.",
     ]

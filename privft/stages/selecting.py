@@ -179,7 +179,7 @@ def selection_facts(sealed: SealedRun, config: RunConfig) -> dict[str, Any] | No
     None for one training."""
     if config.selection is None:
         return None
-    labels = [label for label, _ in candidates_of(config)]
+    labels = config.selection.labels()
     return {
         "candidates": labels,
         "chosen": labels[json.loads(sealed.unseal(CHOSEN))["candidate"]],
