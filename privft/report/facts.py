@@ -360,13 +360,9 @@ class Facts(Strict):
         """The event that noised figures were charged as: two figures a measure, all alike; in a
         selection the score of a repetition, which is not let out."""
         if self.selection is not None:
-            noise = [event.noise_multiplier for event in trained[1:]]
-            wanted = noise[:1] if self.selection.score == "held-out" else []
-            if len(wanted) != (self.selection.score == "held-out") or any(
-                entry.paid is not None for entry in self.utility
-            ):
-                raise ValueError("expected the score of a selection as its only noised figure")
-            return [Event(noise_multiplier=value).to_dict() for value in wanted]
+            if any(entry.paid is not None for entry in self.utility):
+                raise ValueError("expected a selection to let out no noised figure")
+            return [event.model_dump() for event in trained[1:]]  # `_selections` holds it
         paid = [entry.paid.noise_multiplier for entry in self.utility if entry.paid is not None]
         if len(set(paid)) > 1:
             raise ValueError("expected noised figures of one noise multiplier")
