@@ -28,7 +28,6 @@ from privft.cli.session import (
 from privft.config import load_config
 from privft.errors import PlanError, UsageError
 from privft.plan import Plan, parse_plan
-from privft.report.stopped import brief as stopped_words
 from privft.sweep import is_sweep, load_sweep
 from privft.workspace import write_private
 
@@ -142,6 +141,8 @@ def plan_command(
 
 def show_price(priced: Priced, takes: Foreseen) -> None:
     """A plan as a person reads it."""
+    from privft.report.stopped import brief
+
     plan, cost, budget = priced.plan, priced.cost, priced.before
     mechanism = plan.mechanism
     swapped, stopped = priced.substitute, plan.the_selection()
@@ -151,7 +152,7 @@ def show_price(priced: Priced, takes: Foreseen) -> None:
         ["protects", f"one {mechanism['unit']} of {plan.dataset} (add or remove)"],
         ["epsilon", f"{cost.epsilon:.3f} at delta {plan.delta:g} ({by})"],
         ["if one were swapped", f"epsilon {swapped.epsilon:.3f} (PLD)" if swapped else "not known"],
-        *([["random stopping", stopped_words(stopped)]] if stopped else []),
+        *([["random stopping", brief(stopped)]] if stopped else []),
         [
             "mechanism" if stopped is None else "one repetition",
             f"{mechanism['steps']} steps, sampling probability "
