@@ -29,7 +29,7 @@ def _stated(public: bool, poisson: bool) -> dict[str, Any]:
     facts = made_up_facts()
     law = {"distribution": "poisson", "mean": 4.0, "most": 16} if poisson else LAW
     asked = SelectionConfig(
-        vary={"training.learning_rate": (0.001, 0.005), "lora.lora_alpha": (8, 16)},
+        vary={"lora.lora_alpha": (8, 16), "training.learning_rate": (0.001, 0.005)},
         stopping=Stopping.model_validate(law),
         score="public" if public else SCORE,
     )
@@ -63,7 +63,7 @@ def test_the_page_says_what_ran_what_stays_hidden_and_what_it_costs(
         "16 trainings were run from the start",
         "K stays hidden: all 16 trainings take place",
         "charged as one event, by one accountant",
-        "Kept was: training.learning_rate 0.005, lora.lora_alpha 8.",
+        "Kept was: lora.lora_alpha 16, training.learning_rate 0.001.",
         "on public text, which costs nothing" if public else "on held-out units, with noise of its",
     ]
     for words in said:
@@ -72,7 +72,8 @@ def test_the_page_says_what_ran_what_stays_hidden_and_what_it_costs(
     first = sections(validate(made).predicate)[0]
     told = " ".join(first["paragraphs"])
     assert all(words in told for words in said)
-    assert ["add or remove one (the claim)", "–"] in [row[:2] for row in first["tables"][1]["rows"]]
+    (relation, by_pld, *_), *_ = first["tables"][1]["rows"]
+    assert (relation, by_pld) == ("add or remove one (the claim)", "–")
     law = "Poisson" if poisson else "geometric"
     assert f"({law}, mean 4 before it is cut)" in render_card(made)
     for name in PACKS:
