@@ -130,7 +130,7 @@ def test_a_sweep_beyond_the_budget_is_refused_with_how_much_fits(world: World) -
         (STOPPED | {"score": None}, "stopping and score"),
         (STOPPED | {"vary": {"privacy.max_steps": [2, 3]}}, "privacy.max_steps varies"),
         (STOPPED | {"vary": {"lora.r": [2, 4]}}, "cost, take and look the same"),
-        (STOPPED | {"score": {"noise_multiplier": 30.0}}, "loss_bound"),
+        (STOPPED | {"score": {"noise_multiplier": 30.0}}, "score"),
         (STOPPED | {"stopping": {"distribution": "poisson", "mean": 3.0, "shape": 1.0}}, "shape"),
         (STOPPED | {"stopping": {"distribution": "geometric", "mean": 3.0}}, "distribution"),
         (STOPPED | {"stopping": {"distribution": "poisson", "mean": 9.0, "most": 8}}, "most"),
