@@ -38,8 +38,9 @@ from typing import Any
 from privft.budget.accounting import calibrate_noise, cost, tradeoff
 from privft.budget.entries import format_time
 from privft.budget.mechanism import Event
+from privft.budget.priced import single_cost
 from privft.budget.reference import run_selftest
-from privft.budget.selection import Selection, single_cost
+from privft.budget.selection import Selection
 
 RESULTS = Path(__file__).resolve().parent / "results" / "accounting.json"
 DELTA = 1e-6

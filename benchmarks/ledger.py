@@ -86,7 +86,7 @@ def bodies(approver: Identity, count: int) -> Iterator[tuple[str, dict[str, Any]
         signature = approver.signing.sign(approval_message(plan)).hex()
         approval = {"plan_sha256": plan, "approver": approver.name, "signature": signature}
         yield "plan-approved", approval
-        cost = {"epsilon_pld": 0.1, "epsilon_rdp": 0.1, "rdp_note": None, "delta": 1e-6}
+        cost = {"epsilon_pld": 0.1, "epsilon_rdp": 0.1, "note": None, "delta": 1e-6}
         yield (
             "run-reserved",
             {

@@ -41,6 +41,8 @@ from pydantic import Field, model_validator
 
 from privft.budget.mechanism import Event, auto_delta
 from privft.defaults import filled_in
+from privft.errors import ConfigError
+from privft.evaluating import EvaluationConfig, SelectionConfig
 from privft.instead import INSTEAD
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, read_text, validate
@@ -274,30 +276,6 @@ class AuditConfig(Strict):
     suite: Literal["quick", "standard", "strict"] = "quick"
 
 
-class HeldOutConfig(Strict):
-    """A score on the units that are set aside, let out with noise and charged (`training.heldout`).
-
-    Base and trained model are measured alike: the loss of each, for a classifier the accuracy too.
-    """
-
-    noise_multiplier: Annotated[float, Field(ge=0.5, le=1e6)]
-    """Standard deviation of each figure's noise over the most that one unit can move it."""
-    loss_bound: Annotated[float, Field(gt=0, le=1000)]
-    """Nats: a unit's loss is cut to the range from 0 to this before it is summed."""
-    units: Annotated[int, Field(ge=1)]
-    """How many units are set aside: a public number, declared beforehand, that sums are divided
-    by; the true count stays hidden."""
-
-
-class EvaluationConfig(Strict):
-    """What usefulness is measured on: public records at no cost in privacy, or held-out units."""
-
-    public_file: Annotated[str, Field(min_length=1)] | None = None
-    """JSONL of the data set's own format, relative to the config's folder."""
-    max_records: _Count = 400
-    held_out: HeldOutConfig | None = None
-
-
 class RunConfig(Strict):
     """A run, whole; the module's docstring shows the file."""
 
@@ -326,6 +304,9 @@ class RunConfig(Strict):
     ranks: RanksConfig = RanksConfig()
     audit: AuditConfig = AuditConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    selection: SelectionConfig | None = None
+    """The candidates of a randomly stopped sweep, of which one is kept; only a sweep file sets it
+    (`privft.sweep`)."""
 
     @model_validator(mode="after")
     def _task_fits(self) -> RunConfig:
@@ -349,12 +330,16 @@ class RunConfig(Strict):
                     "expected no training.head_learning_rate, because the task is causal-lm: "
                     "there is no head"
                 )
-        held_out, declared = self.evaluation.held_out, self.privacy.declared_units
-        if held_out is not None and held_out.units >= declared:
-            raise ValueError(
-                f"expected evaluation.held_out.units below declared_units {declared}, "
-                f"got {held_out.units}"
-            )
+        declared = self.privacy.declared_units
+        scored = [self.evaluation.held_out]
+        if self.selection is not None:
+            self.selection.check_beside(self.evaluation)
+            scored.append(self.selection.held_out)
+        for held_out in scored:
+            if held_out is not None and held_out.units >= declared:
+                raise ValueError(
+                    f"expected held-out units below declared_units {declared}, got {held_out.units}"
+                )
         return self
 
     @property
@@ -384,7 +369,13 @@ class RunConfig(Strict):
 
 def load_config(path: Path) -> RunConfig:
     """The config in a YAML file.  Errors: `ConfigError` with file, line, key and a hint."""
-    return _of(read_path(path))
+    config = _of(read_path(path))
+    if config.selection is not None:
+        raise ConfigError(
+            f"{path.name}: selection is what a sweep file is turned into",
+            hint="write a sweep file with charge: random-stopping, and this as its base",
+        )
+    return config
 
 
 def parse_config(text: str, *, source: str = "config") -> RunConfig:

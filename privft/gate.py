@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # these load torch; commands that need them import them when 
     from privft.stages.planning import Priced
     from privft.stages.running import Watch
     from privft.stages.sweeping import SweepPrice
+    from privft.sweep import Sweep
     from privft.training.ranks import Ranks
     from privft.vault.keys import KeyOpener
 
@@ -168,14 +169,14 @@ def plan(
     return planning.make_plan(workspace, ledger, config, base, actor=actor, record=record)
 
 
-def price_sweep(workspace: Workspace, ledger: Ledger, file: Path, *, actor: Identity) -> SweepPrice:
-    """What all runs of a sweep file cost together; nothing is written."""
+def price_sweep(
+    workspace: Workspace, ledger: Ledger, sweep: Sweep, base: RunConfig, *, actor: Identity
+) -> SweepPrice:
+    """What all runs of a sweep cost together; nothing is written."""
     from privft.stages import sweeping
-    from privft.sweep import load_sweep
 
     _may_operate(ledger, actor)
-    sweep, candidates = load_sweep(file)
-    return sweeping.price(workspace, ledger, sweep, candidates)
+    return sweeping.price(workspace, ledger, sweep, base)
 
 
 def check_approve(ledger: Ledger, *, approver: Identity) -> None:

@@ -11,6 +11,7 @@ ledger's reservation names.  It is bound to
 
 and is stale as soon as one of them differs.  Ledger entries that leave the budget view alone do
 not make it stale.  Making a plan opens no record and loads no weights.
+`substitute` is null where no accountant knows that relation (a randomly stopped sweep).
 
     {"format": "privft-plan-v1", "created": "2026-...Z", "operator": "ada", "dataset": ...,
      "lineage": ..., "manifest_root": ..., "mechanism": {...}, "delta": 1e-5,
@@ -26,7 +27,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from privft.budget.mechanism import Event, Mechanism
+from privft.budget.mechanism import Mechanism
+from privft.budget.priced import stated_epsilon
+from privft.budget.selection import AnyEvent, Selection
 from privft.config import RunConfig, parse_config
 from privft.errors import IntegrityError, PlanError
 from privft.signing import canonical_json, parse_canonical, sha256_hex
@@ -60,7 +63,7 @@ class Plan(_Value):
     delta: Annotated[float, Field(gt=0, lt=1)]
     max_records_per_unit: Annotated[int, Field(ge=1)]
     cost: _Json
-    substitute: _Json
+    substitute: _Json | None
     config: _Json
     config_sha256: _Sha256
     policy: _Json
@@ -84,14 +87,27 @@ class Plan(_Value):
         """The mechanism, typed."""
         return Mechanism.from_dict(self.mechanism)
 
-    def events(self) -> tuple[Event, ...]:
-        """What the run is charged, as the accountants take it: training, then a noised score."""
-        return (self.the_mechanism().event(), *self.the_config().score_events())
+    @property
+    def epsilon(self) -> float:
+        """What the run costs at `delta`: by PLD, or by RDP where that is the only accountant."""
+        return stated_epsilon(self.cost)
+
+    def events(self) -> tuple[AnyEvent, ...]:
+        """What the run is charged, as the accountants take it: training, then a noised score; or
+        the one selection of a randomly stopped sweep."""
+        return charged_for(self.the_config(), self.the_mechanism())
+
+    def the_selection(self) -> Selection | None:
+        """The event of a randomly stopped sweep; None for one training."""
+        first = self.events()[0]
+        return first if isinstance(first, Selection) else None
 
     def score_words(self) -> str:
         """What is let out of the units that are set aside, in words: `none` by default."""
         config = self.the_config()
         score = config.evaluation.held_out
+        if config.selection is not None and config.selection.held_out is not None:
+            return "none; each repetition is scored on them, noised, and the epsilon includes it"
         if score is None:
             return "none"
         return (
@@ -106,6 +122,13 @@ class Plan(_Value):
         if config.digest != self.config_sha256:
             raise PlanError("the plan's config does not have the digest that the plan states")
         return config
+
+
+def charged_for(config: RunConfig, mechanism: Mechanism) -> tuple[AnyEvent, ...]:
+    """What a run of this config by this mechanism is charged."""
+    if config.selection is not None:
+        return (config.selection.event(mechanism.event()),)
+    return (mechanism.event(), *config.score_events())
 
 
 def parse_plan(data: bytes) -> Plan:

@@ -204,7 +204,7 @@ class PlanFacts:
     """The public facts of a plan that rules are about.
 
     epsilon, delta: what the run is priced at, for `unit` and `declared_units`.
-    epsilon_rdp: the second accountant's price, or None where it has none.
+    two_accountants: whether two of them price it; random stopping has one.
     suite: the audit suite that the config asks for.
     secure_noise: whether the noise is safe in floating point.
     recipients: the kinds of key holder of the vault.  outputs: what the run is to let out.
@@ -214,7 +214,7 @@ class PlanFacts:
 
     epsilon: float
     delta: float
-    epsilon_rdp: float | None
+    two_accountants: bool
     unit: str
     declared_units: int
     suite: str
@@ -249,7 +249,7 @@ _FIX = {
     "total_delta": _OLDER,
     "delta_factor": "privacy.delta below {limit}",
     "min_declared_units": "a data set of at least {limit} units",
-    "two_accountants": "a mechanism that RDP can price too",
+    "two_accountants": "a mechanism that two accountants can price: a sweep run by run",
     "required_suite": "audit.suite: {limit}",
     "secure_noise": "privacy.secure_noise: true",
     "recipients_allowed": "privft vault recipients: keep only {limit}",
@@ -267,7 +267,6 @@ def check(policy: Policy, facts: PlanFacts, cap: Cap) -> list[Check]:
     secure, outputs = policy.secure_noise.value, policy.public_outputs.value
     below = policy.delta_factor.value / facts.declared_units
     today = policy.cap(facts.declared_units)
-    has_both = facts.epsilon_rdp is not None
     kinds_kept = bool(facts.recipients) and _subset(facts.recipients, kinds)
     rows: list[tuple[str, Any, Any, bool]] = [
         ("units", units, facts.unit, facts.unit in units),
@@ -276,7 +275,7 @@ def check(policy: Policy, facts: PlanFacts, cap: Cap) -> list[Check]:
         ("total_delta", today.delta, cap.delta, cap.delta <= today.delta),
         ("delta_factor", below, facts.delta, 0 < facts.delta < below),
         ("min_declared_units", fewest, facts.declared_units, facts.declared_units >= fewest),
-        ("two_accountants", both, has_both, has_both or not both),
+        ("two_accountants", both, facts.two_accountants, facts.two_accountants or not both),
         ("required_suite", suite, facts.suite, _later_suite(facts.suite, suite)),
         ("secure_noise", secure, facts.secure_noise, facts.secure_noise or not secure),
         ("recipients_allowed", kinds, facts.recipients, kinds_kept),

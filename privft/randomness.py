@@ -13,6 +13,13 @@ Construction
             and is never reused, so the fixed counter start is safe.
 A `Stream` reads its keystream once, front to back.
 
+**Repetitions.**  Where one run trains several times and keeps the best (`budget.selection`), each
+repetition has a secret of its own,
+
+    HMAC-SHA-256(secret, "privft-repetition-v1" || number), the number in 8 bytes, big-endian,
+
+so no stream of one is ever a stream of another, and the same noise never meets two sums.
+
 Normal deviates are Box-Muller on 53-bit uniforms in float64.  They are deviates in floating
 point, hence open to the attack of Mironov 2012 ("On significance of the least significant bits
 for differential privacy"); reports label them as what they are.
@@ -34,6 +41,7 @@ from numpy.typing import NDArray
 
 SECRET_BYTES = 32
 _DOMAIN = b"privft-stream-v1"
+_REPETITION = b"privft-repetition-v1"
 _MASK = 1 << 64
 
 
@@ -106,6 +114,13 @@ class KeyedStreams:
         if len(secret) != SECRET_BYTES:
             raise ValueError(f"expected a secret of {SECRET_BYTES} bytes, got {len(secret)}")
         self._secret = secret
+
+    def repetition(self, number: int) -> KeyedStreams:
+        """The streams of one repetition of several, counted from 0, under a secret of its own."""
+        if not 0 <= number < _MASK:
+            raise ValueError(f"expected 0 <= number < 2^64, got {number}")
+        message = _REPETITION + struct.pack(">Q", number)
+        return KeyedStreams(hmac.new(self._secret, message, hashlib.sha256).digest())
 
     def stream(self, name: str, *, step: int = 0, label: str = "") -> Stream:
         """The stream of this name; calling twice gives two readers of the same bytes."""

@@ -9,60 +9,37 @@
 
     charge: random-stopping             # or: the best of a hidden, random number of repetitions
     stopping: {distribution: truncated-negative-binomial, shape: 1.0, mean: 8.0, most: 64}
-    score: {noise_multiplier: 30.0}     # what the best is chosen by: its noise, or `public`
+    score: {noise_multiplier: 30, loss_bound: 8.0, units: 150}     # by what; or `public`
 
 **Run by run** the sum of all candidates is charged, and whoever sees all of them may choose.
 **Random stopping** (`budget.selection`) repeats: draw a candidate at random, train it, score it;
 the best is kept and how many there were stays hidden.  One repetition is one mechanism there, so
-the candidates may differ only in what costs nothing.  A score on private records is a Gaussian
-mechanism of its own in every repetition; one on public text is free, and has to be asked for in so
-many words.
+the candidates may differ only in what costs nothing and shows nowhere (`evaluating.SAME_FOR_ALL`).
+A score on held-out units is a Gaussian mechanism of its own in every repetition; one on public text
+is free, and has to be asked for in so many words.
 
-The file says what everything costs; it runs nothing.
+Run by run, the file says what everything costs, and each candidate is then planned by itself.  A
+randomly stopped sweep with a `most` becomes one config (`load_sweep`), one plan, one run, one
+charge.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from privft.budget.mechanism import Event
-from privft.budget.selection import MOST, POISSON, TRUNCATED, Selection
 from privft.config import RunConfig, load_config, parse_config
 from privft.errors import ConfigError
+from privft.evaluating import HeldOutConfig, SelectionConfig, Stopping, label_of
 from privft.signing import canonical_json
 from privft.strictyaml import Document, Strict, read_path, validate
 
 MOST_CANDIDATES = 200
-
-
-class Stopping(Strict):
-    """How the number of repetitions is drawn: `selection.Selection`."""
-
-    distribution: Literal["truncated-negative-binomial", "poisson"]
-    mean: Annotated[float, Field(gt=1)]
-    shape: Annotated[float, Field(ge=0, le=100)] | None = None
-    most: Annotated[int, Field(ge=2, le=MOST)] | None = None
-    """Never more repetitions than these, at a small price; only so could a time be fixed."""
-
-    @model_validator(mode="after")
-    def _shaped(self) -> Stopping:
-        if (self.shape is None) is (self.distribution == TRUNCATED):
-            raise ValueError(f"expected shape with {TRUNCATED}, and none with {POISSON}")
-        if self.most is not None and self.most < self.mean:
-            raise ValueError(f"expected most of at least the mean {self.mean:g}, got {self.most}")
-        return self
-
-
-class Score(Strict):
-    """A score on private records, as a Gaussian mechanism of sensitivity 1."""
-
-    noise_multiplier: Annotated[float, Field(gt=0)]
 
 
 class Sweep(Strict):
@@ -73,7 +50,7 @@ class Sweep(Strict):
     vary: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
     charge: Literal["run-by-run", "random-stopping"]
     stopping: Stopping | None = None
-    score: Score | Literal["public"] | None = None
+    score: HeldOutConfig | Literal["public"] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Sweep:
@@ -82,19 +59,11 @@ class Sweep(Strict):
             raise ValueError("expected stopping and score with random-stopping, and only with it")
         return self
 
-    def selection(self, repetition: Event) -> Selection:
-        """The one event of random stopping, whose repetitions train by `repetition`."""
+    def selection(self) -> SelectionConfig:
+        """What a randomly stopped sweep adds to its base."""
         assert self.stopping is not None
-        score = self.score
-        scored = (
-            (Event(noise_multiplier=score.noise_multiplier),) if isinstance(score, Score) else ()
-        )
-        return Selection(
-            events=(repetition, *scored),
-            mean=self.stopping.mean,
-            shape=self.stopping.shape,
-            most=self.stopping.most,
-        )
+        assert self.score is not None
+        return SelectionConfig(vary=self.vary, stopping=self.stopping, score=self.score)
 
 
 def is_sweep(path: Path) -> bool:
@@ -102,24 +71,50 @@ def is_sweep(path: Path) -> bool:
     return "sweep" in read_path(path).data
 
 
-def load_sweep(path: Path) -> tuple[Sweep, list[tuple[str, RunConfig]]]:
-    """The sweep and its candidates, each with what it varies in words."""
+def load_sweep(path: Path) -> tuple[Sweep, RunConfig]:
+    """The sweep, and the config that it starts from: of a randomly stopped one the config that is
+    planned and run, with all candidates in it."""
     document: Document = read_path(path)
     sweep = validate(Sweep, document)
-    base = load_config(path.parent / sweep.base).to_dict()
-    names = list(sweep.vary)
-    combinations = list(itertools.product(*sweep.vary.values()))
+    base = load_config(path.parent / sweep.base)
+    if sweep.charge == "random-stopping":
+        try:
+            body = {**base.to_dict(), "selection": sweep.selection().model_dump(mode="json")}
+        except ValidationError as error:
+            said = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise ConfigError(f"{path.name}: {said.removeprefix('Value error, ')}") from None
+        base = parse_config(canonical_json(body).decode(), source=path.name)
+    candidates(base, sweep.vary, source=path.name)
+    return sweep, base
+
+
+def candidates(
+    base: RunConfig, vary: Mapping[str, Sequence[Any]], *, source: str
+) -> list[tuple[str, RunConfig]]:
+    """Each candidate with what it varies in words, in a fixed order."""
+    body = {**base.to_dict(), "selection": None}
+    combinations = list(itertools.product(*vary.values()))
     if len(combinations) > MOST_CANDIDATES:
         raise ConfigError(
-            f"{path.name}: {len(combinations)} candidates, and {MOST_CANDIDATES} at most are priced"
+            f"{source}: {len(combinations)} candidates, and {MOST_CANDIDATES} at most are priced"
         )
-    candidates = []
+    made = []
     for values in combinations:
-        changes = dict(zip(names, values, strict=True))
-        label = ", ".join(f"{name} {value}" for name, value in changes.items())
-        body = canonical_json(_changed(base, changes, path.name))
-        candidates.append((label, parse_config(body.decode(), source=f"{path.name}, {label}")))
-    return sweep, candidates
+        changes = dict(zip(vary, values, strict=True))
+        label = label_of(changes)
+        text = canonical_json(_changed(body, changes, source)).decode()
+        made.append((label, parse_config(text, source=f"{source}, {label}")))
+    return made
+
+
+def candidates_of(config: RunConfig) -> list[tuple[str, RunConfig]]:
+    """The candidates of a randomly stopped sweep, from the config that is run.
+
+    Errors: `ConfigError` where the config has none, or one that is no config.
+    """
+    if config.selection is None:
+        raise ConfigError("this config is not a randomly stopped sweep")
+    return candidates(config, config.selection.vary, source="the sweep")
 
 
 def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], source: str) -> dict[str, Any]:

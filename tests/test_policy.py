@@ -41,7 +41,7 @@ CHECKED = (
 GOOD = PlanFacts(
     epsilon=2.0,
     delta=1e-6,
-    epsilon_rdp=2.2,
+    two_accountants=True,
     unit="subject",
     declared_units=20_000,
     suite="strict",
@@ -114,7 +114,7 @@ def test_the_caps_delta_stays_below_one_over_the_units(name: str) -> None:
         ({"delta": 0.5 / 20_000}, "delta_factor"),
         ({"delta": 0.0}, "delta_factor"),
         ({"declared_units": 1999}, "min_declared_units"),
-        ({"epsilon_rdp": None}, "two_accountants"),
+        ({"two_accountants": False}, "two_accountants"),
         ({"suite": "quick"}, "required_suite"),
         ({"suite": "home-made"}, "required_suite"),
         ({"recipients": ("x25519", "post-it")}, "recipients_allowed"),

@@ -12,6 +12,8 @@ import yaml
 
 from privft.cli import _COMMANDS, main
 from privft.config import parse_config
+from privft.strictyaml import read_text, validate
+from privft.sweep import Sweep
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -60,8 +62,12 @@ def test_the_configs_in_the_readme_are_valid() -> None:
     configs = [block for language, block in BLOCKS if language == "yaml"]
     assert configs
     for text in configs:
-        assert isinstance(yaml.safe_load(text), dict)
-        parse_config(text, source="README")
+        body = yaml.safe_load(text)
+        assert isinstance(body, dict)
+        if "sweep" in body:
+            validate(Sweep, read_text(text, source="README")).selection()
+        else:
+            parse_config(text, source="README")
 
 
 def test_the_readme_holds_no_unfinished_places() -> None:

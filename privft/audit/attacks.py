@@ -30,7 +30,7 @@ from privft.audit import bounds
 from privft.audit.rates import exposure_rank
 from privft.audit.suite import METHODS, MembershipSpec, Score
 from privft.budget.accounting import cost, tradeoff
-from privft.budget.mechanism import Event
+from privft.budget.selection import AnyEvent, Selection
 from privft.errors import AuditFailed
 
 Array = NDArray[np.float64]
@@ -82,7 +82,7 @@ class Claim:
 
 
 def claim_of(
-    events: Sequence[Event], *, epsilon: float, delta: float, relatives: bool = True
+    events: Sequence[AnyEvent], *, epsilon: float, delta: float, relatives: bool = True
 ) -> Claim:
     """The claim of a run whose accounting events these are, with its own trade-off curve.
 
@@ -92,14 +92,25 @@ def claim_of(
     """
     family = []
     for factor in _NOISE_FACTORS if relatives else ():
-        other = [
-            replace(event, noise_multiplier=event.noise_multiplier * factor) for event in events
-        ]
+        other = [_with_noise(event, factor) for event in events]
         family.append(CurveAt(epsilon=cost(other, delta).epsilon, curve=_curve_of(other)))
     return Claim(epsilon=epsilon, delta=delta, curve=_curve_of(events), relatives=tuple(family))
 
 
-def _curve_of(events: Sequence[Event]) -> bounds.Curve:
+def _with_noise(event: AnyEvent, factor: float) -> AnyEvent:
+    """The same event with so many times the noise; of a selection, in each repetition."""
+    if isinstance(event, Selection):
+        return replace(
+            event,
+            events=tuple(
+                replace(each, noise_multiplier=each.noise_multiplier * factor)
+                for each in event.events
+            ),
+        )
+    return replace(event, noise_multiplier=event.noise_multiplier * factor)
+
+
+def _curve_of(events: Sequence[AnyEvent]) -> bounds.Curve:
     """The accountant's own bound on the false negative rate, which is safe between its points."""
     found = tradeoff(events)
     return lambda fpr: 1 - found.tpr_bound(fpr)

@@ -10,6 +10,8 @@ Two independent accountants of dp_accounting look at everything that both suppor
   shares none of that code.  PLD above RDP by more than `TOLERANCE` means that one of them is wrong,
   and so does anything negative, infinite or NaN: an `AccountingError`, never a warning.
 
+A list that holds a random-stopping selection has RDP alone, and its `Cost` says so (`priced`).
+
 Under **substitution** of one unit (the pair of distributions that differ by twice the clip norm, as
 dp_accounting's REPLACE_ONE has it) PLD is held against itself on two grids.  Where nothing is
 sampled, that is a Gaussian mechanism of half the noise and RDP prices it too; with Poisson sampling
@@ -30,13 +32,14 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
-from privft.budget.filter import merged as merged
-from privft.budget.filter import rdp as rdp
 from privft.budget.mechanism import Adjacency, Event
+from privft.budget.priced import Cost, single_cost, single_curve
+from privft.budget.renyi import rdp
+from privft.budget.selection import AnyEvent, is_single, merged
 from privft.budget.tradeoff import Losses, TradeOff, deltas, from_losses
 from privft.errors import AccountingError
 
@@ -49,32 +52,6 @@ _ALL_ORDERS = tuple(order / 10 for order in range(11, 110)) + tuple(
 _RELATIONS = {"add-remove": "ADD_OR_REMOVE_ONE", "substitute": "REPLACE_ONE"}
 _CHECKED_ORDERS = (2.0, 8.0, 32.0)
 _SUBSTITUTE_NOTE = "no RDP accountant for Poisson sampling under substitution; PLD on two grids"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a list of events costs at one delta, under one relation.
-
-    best_order: the order that gave `epsilon_rdp`; order_at_edge: whether it is the first or last
-    of the grid, so that a better one may lie outside.
-    """
-
-    epsilon_pld: float
-    epsilon_rdp: float | None
-    rdp_note: str | None = None
-    delta: float
-    adjacency: Adjacency
-    best_order: float | None = None
-    order_at_edge: bool = False
-
-    @property
-    def epsilon(self) -> float:
-        """The value to state."""
-        return self.epsilon_pld
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain mapping, fit for canonical JSON."""
-        return asdict(self)
 
 
 def get_ready() -> None:
@@ -202,7 +179,7 @@ def _their_rdp(noise: float, probability: float, orders: tuple[float, ...]) -> t
     return values
 
 
-def cost(events: Sequence[Event], delta: float, *, adjacency: Adjacency = "add-remove") -> Cost:
+def cost(events: Sequence[AnyEvent], delta: float, *, adjacency: Adjacency = "add-remove") -> Cost:
     """What the composition of `events` costs at `delta`; nothing costs nothing.
 
     Guarantees: the mechanism is (epsilon, delta)-differentially private under `adjacency`, also
@@ -211,21 +188,38 @@ def cost(events: Sequence[Event], delta: float, *, adjacency: Adjacency = "add-r
     Raises `AccountingError` when the accountants disagree or one gives what cannot be.
     """
     _check_delta(delta)
-    return _cost(merged(events), delta, adjacency)
+    if is_single(events):
+        _add_remove_alone(adjacency)
+        return single_cost(events, delta)
+    return _cost(_plain(events), delta, adjacency)
+
+
+def _plain(events: Sequence[AnyEvent]) -> tuple[Event, ...]:
+    """The events, equal ones counted together; `AccountingError` for what has no distribution."""
+    parts = merged(events)
+    plain = tuple(event for event in parts if isinstance(event, Event))
+    if len(plain) < len(parts):
+        raise AccountingError("no privacy loss distribution is known for random stopping")
+    return plain
+
+
+def _add_remove_alone(adjacency: Adjacency) -> None:
+    if adjacency != "add-remove":
+        raise AccountingError("random stopping is priced under add-remove only")
 
 
 @lru_cache(maxsize=256)
 def _cost(events: tuple[Event, ...], delta: float, adjacency: Adjacency) -> Cost:
     answer = partial(Cost, delta=delta, adjacency=adjacency)
     if not events:
-        return answer(epsilon_pld=0.0, epsilon_rdp=0.0, rdp_note="nothing was run")
+        return answer(epsilon_pld=0.0, epsilon_rdp=0.0, note="nothing was run")
     grid = _grid(len(events))
     pld = _epsilon_pld(events, delta, adjacency, grid)
     if adjacency == "substitute":
         other = _epsilon_pld(events, delta, adjacency, 10 * grid)
         check_agreement(pld, other, f"PLD on a grid of {grid:g}", f"PLD on {10 * grid:g}")
         if any(event.sampling_probability < 1 for event in events):
-            return answer(epsilon_pld=pld, epsilon_rdp=None, rdp_note=_SUBSTITUTE_NOTE)
+            return answer(epsilon_pld=pld, epsilon_rdp=None, note=_SUBSTITUTE_NOTE)
         events = tuple(
             replace(event, noise_multiplier=event.noise_multiplier / 2) for event in events
         )
@@ -250,7 +244,7 @@ def delta_for(
 ) -> float:
     """The delta at which the composition of `events` has this epsilon, by PLD, held to RDP's."""
     _check_epsilon(epsilon)
-    parts = merged(events)
+    parts = _plain(events)
     if not parts:
         return 0.0
     value = _composed(parts, adjacency, _grid(len(parts))).get_delta_for_epsilon(epsilon)
@@ -348,15 +342,18 @@ def max_steps(
     return low
 
 
-def tradeoff(events: Sequence[Event], adjacency: Adjacency = "add-remove") -> TradeOff:
+def tradeoff(events: Sequence[AnyEvent], adjacency: Adjacency = "add-remove") -> TradeOff:
     """The trade-off curve of the composition of `events`, at least one (`budget.tradeoff`).
 
-    Held against Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, as riskcal has it.
+    Held against Kulynych et al. 2024 (arXiv 2407.02191), algorithm 1, as riskcal has it; that of a
+    selection follows from RDP (`budget.priced`).
     """
-    parts = merged(events)
-    if not parts:
+    if not events:
         raise ValueError("expected at least one event, got none")
-    return _tradeoff(parts, adjacency)
+    if is_single(events):
+        _add_remove_alone(adjacency)
+        return single_curve(events)
+    return _tradeoff(_plain(events), adjacency)
 
 
 @lru_cache(maxsize=64)

@@ -30,8 +30,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from privft.budget.charged import Body, CostBody, EventBody, MechanismBody, Words
 from privft.budget.translog import leaf_hash
 from privft.errors import IntegrityError
 from privft.signing import canonical_json, parse_canonical
@@ -42,18 +43,9 @@ Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Time = Annotated[  # ASCII digits alone: times are compared as text
     str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
 ]
-Words = Annotated[str, Field(max_length=2000)]
 Role = Literal["operator", "approver", "auditor", "witness"]
 Finding = Literal["bound-above-claim", "curve-contradicted", "control-failed", "selfcheck-failed"]
 Files = dict[Annotated[str, Field(min_length=1, max_length=500)], Sha256]
-
-
-class Body(BaseModel):
-    """What all bodies share: strict types, no unknown field, no default."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
-    )
 
 
 class WorkspaceCreated(Body):
@@ -146,44 +138,6 @@ class PlanApproved(Body):
     plan_sha256: Sha256
     approver: Name
     signature: Words
-
-
-class EventBody(Body):
-    """An accounting event: see `mechanism.Event`."""
-
-    kind: Literal["gaussian", "poisson-gaussian"]
-    noise_multiplier: Annotated[float, Field(gt=0)]
-    sampling_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
-    count: Annotated[int, Field(ge=1)]
-
-
-class MechanismBody(Body):
-    """What a run does: see `mechanism.Mechanism`."""
-
-    unit: Literal["record", "subject"]
-    adjacency: Literal["add-remove"]
-    sampler: Literal["poisson"]
-    sampling_probability: Annotated[float, Field(gt=0, le=1)]
-    noise_multiplier: Annotated[float, Field(gt=0)]
-    clip_norm: Annotated[float, Field(gt=0)]
-    steps: Annotated[int, Field(ge=1)]
-    expected_batch_size: Annotated[float, Field(gt=0)]
-    normaliser: Literal["expected-batch-size"]
-    noise: Literal["gaussian", "discrete-gaussian"]
-    clipping: Literal["flat", "automatic", "per-layer", "adaptive"]
-    count_noise: Annotated[float, Field(gt=0)] | None
-
-
-class CostBody(Body):
-    """What the accountants said when the run was planned: see `accounting.Cost`."""
-
-    epsilon_pld: Annotated[float, Field(ge=0)]
-    epsilon_rdp: Annotated[float, Field(ge=0)] | None
-    rdp_note: Words | None
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    adjacency: Literal["add-remove", "substitute"]
-    best_order: float | None
-    order_at_edge: bool
 
 
 class RunReserved(Body):

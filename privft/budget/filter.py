@@ -50,13 +50,13 @@ noise multiplier 10 has rho = 10 / (2 * 100) = 0.05: 21 of them fit (1.05), 22 d
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from privft.budget.mechanism import Event
+from privft.budget.renyi import conversion
+from privft.budget.selection import AnyEvent, total_rdp
 from privft.errors import AccountingError
 
 # Whole orders, because their RDP is a finite sum.  Over runs that cost epsilon 0.3 to 20 at delta
@@ -138,83 +138,10 @@ class Admission:
         return self.epsilon_after - self.epsilon_spent
 
 
-def merged(events: Sequence[Event]) -> tuple[Event, ...]:
-    """The same events with equal ones counted together, in a fixed order.
-
-    Guarantees: the composition is the same, since composition is commutative and associative.
-    """
-    counts: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        counts[event.noise_multiplier, event.sampling_probability] += event.count
-    return tuple(
-        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
-        for (noise, probability), count in sorted(counts.items())
-    )
-
-
-def rdp(events: Sequence[Event], orders: Sequence[float]) -> tuple[float, ...]:
-    """The sum of Renyi divergences at each whole order >= 2, under add/remove.
-
-    This is what the filter adds up, in closed form (Mironov, Talwar and Zhang 2019, arXiv
-    1908.10530, section 3.3) and without loading an accountant; `cost` holds it to dp_accounting's.
-    Infinity is an answer: nothing fits.
-    """
-    grid = tuple(int(order) for order in orders)
-    if list(grid) != list(orders) or not all(order >= 2 for order in grid):
-        raise AccountingError(f"expected whole orders from 2 up, got {list(orders)}")
-    totals = [0.0] * len(grid)
-    for event in events:
-        try:
-            step = _rdp_step(event.noise_multiplier, event.sampling_probability, grid)
-            if not all(step):
-                raise ArithmeticError("nothing is free")
-        except (ValueError, ArithmeticError) as error:
-            raise AccountingError(f"no RDP for {event}: outside of what floats can hold") from error
-        totals = [total + event.count * value for total, value in zip(totals, step, strict=True)]
-    return tuple(totals)
-
-
-@lru_cache(maxsize=65536)
-def _rdp_step(noise: float, probability: float, orders: tuple[int, ...]) -> tuple[float, ...]:
-    """log(A) / (order - 1), A = sum_k C(order, k) (1-q)^(order-k) q^k exp((k^2 - k) / 2 sigma^2).
-
-    The binomial weights add up to 1 and the first two exponents are 0, so A - 1 is the same sum
-    with exp(x) - 1 in place of exp(x), all terms positive: nothing cancels when q is tiny.
-    """
-    if probability == 1.0:
-        return tuple(order / (2 * noise**2) for order in orders)
-    odds, rest = math.log(probability) - math.log1p(-probability), math.log1p(-probability)
-    powers = [0.0, 0.0]  # log of (q / (1-q))^k (exp(x) - 1), the same for every order
-    for k in range(2, max(orders) + 1):
-        exponent = (k * k - k) / (2 * noise**2)
-        powers.append(k * odds + exponent + math.log(-math.expm1(-exponent)))
-    return tuple(_rdp_order(order, powers, order * rest) for order in orders)
-
-
-def _rdp_order(order: int, powers: Sequence[float], log_scale: float) -> float:
-    combinations = _log_combinations(order)
-    logs = [a + b for a, b in zip(combinations[2:], powers[2 : order + 1], strict=True)]
-    largest = max(logs)
-    log_sum = largest + log_scale + math.log(math.fsum([math.exp(x - largest) for x in logs]))
-    if log_sum > 0:
-        return (log_sum + math.log1p(math.exp(-log_sum))) / (order - 1)
-    return math.log1p(math.exp(log_sum)) / (order - 1)
-
-
-@lru_cache(maxsize=64)
-def _log_combinations(order: int) -> tuple[float, ...]:
-    return tuple(math.log(math.comb(order, k)) for k in range(order + 1))
-
-
-def conversion(order: float, delta: float) -> float:
-    """What is added to RDP at this order to give epsilon at this delta (the module's docstring)."""
-    return math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-
-
 def gauge(cap: Cap, sums: Sequence[float]) -> float:
     """The smallest epsilon whose cap would have admitted these sums of RDP; 0 for nothing spent.
 
-    sums: one for each order of the cap, as `rdp` gives them.
+    sums: one for each order of the cap, as `selection.total_rdp` gives them.
     """
     if not any(sums):
         return 0.0
@@ -224,7 +151,7 @@ def gauge(cap: Cap, sums: Sequence[float]) -> float:
     return max(0.0, lowest)
 
 
-def admit(cap: Cap, spent: Sequence[Event], new: Sequence[Event]) -> Admission:
+def admit(cap: Cap, spent: Sequence[AnyEvent], new: Sequence[AnyEvent]) -> Admission:
     """Whether `new` may be added to `spent` under `cap`.
 
     spent: everything charged so far on this lineage, reservations included.
@@ -232,7 +159,7 @@ def admit(cap: Cap, spent: Sequence[Event], new: Sequence[Event]) -> Admission:
     Guarantees: as long as every mechanism that touched the data was admitted here first, with
     spent complete, the whole interaction is (cap.epsilon, cap.delta)-DP under add/remove.
     """
-    return admit_sums(cap, rdp(spent, cap.orders), rdp(new, cap.orders))
+    return admit_sums(cap, total_rdp(spent, cap.orders), total_rdp(new, cap.orders))
 
 
 def admit_sums(cap: Cap, spent: Sequence[float], new: Sequence[float]) -> Admission:
@@ -255,9 +182,9 @@ def admit_sums(cap: Cap, spent: Sequence[float], new: Sequence[float]) -> Admiss
     )
 
 
-def fits(cap: Cap, spent: Sequence[Event], *run: Event) -> int:
+def fits(cap: Cap, spent: Sequence[AnyEvent], *run: AnyEvent) -> int:
     """How many more runs of exactly these events the cap admits after `spent` (at most 10^18)."""
-    before, each = rdp(spent, cap.orders), rdp(run, cap.orders)
+    before, each = total_rdp(spent, cap.orders), total_rdp(run, cap.orders)
 
     def admits(times: int) -> bool:
         return admit_sums(cap, before, [times * cost for cost in each]).admitted
@@ -273,6 +200,6 @@ def fits(cap: Cap, spent: Sequence[Event], *run: Event) -> int:
     return most
 
 
-def steps_that_fit(cap: Cap, spent: Sequence[Event], event: Event) -> int:
+def steps_that_fit(cap: Cap, spent: Sequence[AnyEvent], event: Event) -> int:
     """How many steps of `event`'s kind the cap admits after `spent` (its own count is ignored)."""
     return fits(cap, spent, replace(event, count=1))

@@ -12,7 +12,8 @@ from scratch when a ledger is verified, so the two cannot come to differ.
     run-reserved        on an existing data set, at its unit; admitted by the Renyi filter; a plan
                         that no run was reserved for yet
     run-settled         once a run; charges the mechanism's steps that ran, or all of them when the
-                        run was closed; everything else that was reserved is charged whole
+                        run was closed; everything else that was reserved is charged whole, and so
+                        is a selection, whose number of steps says nothing
     audit-started, run-audited, run-waived, run-released
                         as `judged` has it
     recovered           signed by two approvers; exhausts every budget that there is, for what was
@@ -35,9 +36,10 @@ from typing import Any
 
 from privft.budget import judged
 from privft.budget.entries import Entry
-from privft.budget.filter import Admission, Cap, admit_sums, gauge, merged, rdp, steps_that_fit
+from privft.budget.filter import Admission, Cap, admit_sums, gauge, steps_that_fit
 from privft.budget.judged import RunRecord
 from privft.budget.mechanism import Event, Mechanism
+from privft.budget.selection import AnyEvent, Selection, event_from_dict, merged, total_rdp
 from privft.budget.signed import check_approval, check_recovery, check_witnessed
 from privft.errors import BudgetExceeded, IntegrityError, OrderError, PlanError, PolicyRefused
 from privft.keyring import Keyring
@@ -57,8 +59,8 @@ class BudgetView:
     lineage: str
     unit: str
     cap: Cap
-    spent: tuple[Event, ...]
-    reserved: tuple[Event, ...]
+    spent: tuple[AnyEvent, ...]
+    reserved: tuple[AnyEvent, ...]
     exhausted: bool
     runs: int
     epsilon_spent: float
@@ -73,29 +75,34 @@ class _Budget:
     runs: int = 0
     exhausted: bool = False
     steps: Counter[tuple[float, float]] = field(default_factory=Counter)  # of settled runs
-    open: dict[str, tuple[Event, ...]] = field(default_factory=dict)
+    selections: list[Selection] = field(default_factory=list)  # of settled runs
+    open: dict[str, tuple[AnyEvent, ...]] = field(default_factory=dict)
     summed: list[float] = field(default_factory=list)  # RDP of settled runs
-    to_sum: list[Event] = field(default_factory=list)  # but for these: nobody has asked since
+    to_sum: list[AnyEvent] = field(default_factory=list)  # but for these: nobody has asked since
 
-    def charge(self, events: Sequence[Event]) -> None:
+    def charge(self, events: Sequence[AnyEvent]) -> None:
         for event in events:
-            self.steps[event.noise_multiplier, event.sampling_probability] += event.count
+            if isinstance(event, Selection):
+                self.selections.append(event)
+            else:
+                self.steps[event.noise_multiplier, event.sampling_probability] += event.count
         self.to_sum.extend(events)
 
-    def spent(self) -> tuple[Event, ...]:
-        return tuple(
+    def spent(self) -> tuple[AnyEvent, ...]:
+        plain = (
             Event(noise_multiplier=noise, sampling_probability=probability, count=count)
-            for (noise, probability), count in sorted(self.steps.items())
+            for (noise, probability), count in self.steps.items()
         )
+        return merged([*plain, *self.selections])
 
-    def reserved(self) -> list[Event]:
+    def reserved(self) -> list[AnyEvent]:
         return [event for events in self.open.values() for event in events]
 
     def committed_rdp(self) -> list[float]:
         """The sums over settled runs, which only grow, and over open ones."""
-        self.summed = _plus(self.summed, rdp(self.to_sum, self.cap.orders))
+        self.summed = _plus(self.summed, total_rdp(self.to_sum, self.cap.orders))
         self.to_sum = []
-        return _plus(self.summed, rdp(self.reserved(), self.cap.orders))
+        return _plus(self.summed, total_rdp(self.reserved(), self.cap.orders))
 
 
 def _plus(a: Sequence[float], b: Sequence[float]) -> list[float]:
@@ -176,10 +183,10 @@ class History:
             digest=sha256_hex(canonical_json(state)),
         )
 
-    def admission(self, lineage: str, new: Sequence[Event]) -> Admission:
+    def admission(self, lineage: str, new: Sequence[AnyEvent]) -> Admission:
         """What the filter says about `new` on top of all that is spent and reserved."""
         budget = self._budget(lineage)
-        answer = admit_sums(budget.cap, budget.committed_rdp(), rdp(new, budget.cap.orders))
+        answer = admit_sums(budget.cap, budget.committed_rdp(), total_rdp(new, budget.cap.orders))
         if budget.exhausted:
             cap = budget.cap.epsilon
             return replace(answer, admitted=False, epsilon_spent=cap, epsilon_left=0.0)
@@ -258,23 +265,14 @@ class History:
                 f"this run protects each {mechanism.unit}, and the budget of {body['dataset']} is "
                 f"for each {budget.unit}"
             )
-        events = [Event.from_dict(event) for event in body["events"]]
-        if mechanism.event() not in events:
-            raise IntegrityError(f"run {body['run']} reserves other events than its mechanism's")
-        answer = self.admission(body["lineage"], events)
+        charged = judged.charged_by(body)
+        answer = self.admission(body["lineage"], charged)
         if not answer.admitted:
-            beside = list(events)
-            beside.remove(mechanism.event())
-            spent = [*budget.spent(), *budget.reserved(), *beside]
-            steps = steps_that_fit(budget.cap, spent, mechanism.event())
-            fewer = f"{steps} steps instead of {mechanism.steps}, or more noise (privft plan --fit)"
             raise BudgetExceeded(
                 f"this run needs epsilon {answer.epsilon_needed:.4g} and "
                 f"{answer.epsilon_left:.4g} of {budget.cap.epsilon:g} is left for "
                 f"data set {body['dataset']}",
-                hint=fewer
-                if steps and not budget.exhausted
-                else "the budget is spent: no further run on this data set is covered by its cap",
+                hint=_what_fits(budget, charged),
             )
 
     def _check_settlement(self, body: Mapping[str, Any]) -> None:
@@ -284,15 +282,26 @@ class History:
         if body["outcome"] == "closed" and body["steps_charged"] != record.steps:
             raise OrderError(f"run {record.run} is closed, so all {record.steps} steps are charged")
         expected = self.charge_for(record.run, body["steps_charged"])
-        if [Event.from_dict(event) for event in body["events"]] != list(expected):
+        if [event_from_dict(event) for event in body["events"]] != list(expected):
             raise IntegrityError(f"run {record.run} is charged for other events than it reserved")
 
-    def charge_for(self, run: str, steps: int) -> tuple[Event, ...]:
-        """What a reserved run costs when `steps` of its steps drew noise."""
+    def charge_for(self, run: str, steps: int) -> tuple[AnyEvent, ...]:
+        """What a reserved run costs when `steps` of its steps drew noise.
+
+        A selection costs all that it reserved, and only all of its steps settle it: a smaller
+        number would say something about how many repetitions there were.
+        """
         if run not in self._runs:
             raise OrderError(f"run {run} is not in the ledger")
-        charged: tuple[Event, ...] = self._runs[run]["charged"]
+        charged: tuple[AnyEvent, ...] = self._runs[run]["charged"]
         main, *others = charged
+        if isinstance(main, Selection):
+            if steps != self._runs[run]["steps"]:
+                raise OrderError(
+                    f"run {run} is a selection of {self._runs[run]['steps']} steps, which are "
+                    f"charged whole, and {steps} are"
+                )
+            return charged
         if not 0 <= steps <= main.count:
             raise OrderError(f"run {run} reserved {main.count} steps, and {steps} are charged")
         if steps == main.count:
@@ -339,23 +348,13 @@ class History:
 
     def _add_run(self, entry: Entry) -> None:
         body = entry.body
-        mechanism = body["mechanism"]
-        main = Event(
-            noise_multiplier=mechanism["noise_multiplier"],
-            sampling_probability=mechanism["sampling_probability"],
-            count=mechanism["steps"],
-        )
-        charged: tuple[Event, ...] = (main,)
-        if len(body["events"]) > 1:
-            events = [Event.from_dict(event) for event in body["events"]]
-            events.remove(main)
-            charged = (main, *events)
+        charged = judged.charged_by(body)
         self._runs[body["run"]] = {
             "run": body["run"],
             "dataset": body["dataset"],
             "lineage": body["lineage"],
             "actor": entry.actor,
-            "steps": main.count,
+            "steps": judged.steps_of(charged[0]),
             "charged": charged,
             "reserved": entry.index,
         }
@@ -372,3 +371,16 @@ class History:
         del budget.open[body["run"]]
         budget.charge(charged)
         facts.update(settled=entry.index, outcome=body["outcome"], charged=charged)
+
+
+def _what_fits(budget: _Budget, charged: Sequence[AnyEvent]) -> str:
+    main, *beside = charged
+    none = "the budget is spent: no further run on this data set is covered by its cap"
+    if budget.exhausted:
+        return none
+    if isinstance(main, Selection):
+        return "fewer repetitions on average, fewer steps, or more noise"
+    spent = [*budget.spent(), *budget.reserved(), *beside]
+    steps = steps_that_fit(budget.cap, spent, main)
+    fewer = f"{steps} steps instead of {main.count}, or more noise (privft plan --fit)"
+    return fewer if steps else none

@@ -13,6 +13,7 @@ than `control-failed` is final: one audit that contradicts the claim outweighs a
 not, since the attempts share one significance.  An audit whose control failed proves nothing, so
 another one may follow it.
 
+`charged_by` says what a reservation charges, `steps_of` how many steps that may draw.
 `check_judgement` says whether an entry may follow, `judgement` what it changes in the record.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 from privft.budget.entries import Entry
 from privft.budget.mechanism import Event
+from privft.budget.selection import AnyEvent, Selection, event_from_dict
 from privft.budget.signed import check_waiver
 from privft.errors import IntegrityError, OrderError
 from privft.keyring import Keyring
@@ -49,7 +51,7 @@ class RunRecord:
     lineage: str
     actor: str
     steps: int
-    charged: tuple[Event, ...]
+    charged: tuple[AnyEvent, ...]
     reserved: int
     settled: int | None = None
     outcome: str | None = None
@@ -61,6 +63,37 @@ class RunRecord:
     statement_sha256: str | None = None
     waived_until: str | None = None
     released: int | None = None
+
+
+def charged_by(body: Mapping[str, Any]) -> tuple[AnyEvent, ...]:
+    """What a reservation charges: the mechanism's own event first, then what is beside it; or the
+    one selection whose repetitions train by the mechanism.
+
+    Raises `IntegrityError` for events that are not the mechanism's.
+    """
+    mechanism = body["mechanism"]
+    main = Event(
+        noise_multiplier=mechanism["noise_multiplier"],
+        sampling_probability=mechanism["sampling_probability"],
+        count=mechanism["steps"],
+    )
+    events = [event_from_dict(event) for event in body["events"]]
+    first = events[0]
+    if isinstance(first, Selection):
+        if len(events) == 1 and first.most is not None and first.events[0] == main:
+            return (first,)
+    elif main in events and not any(isinstance(event, Selection) for event in events):
+        events.remove(main)
+        return (main, *events)
+    raise IntegrityError(f"run {body['run']} reserves other events than its mechanism's")
+
+
+def steps_of(main: AnyEvent) -> int:
+    """The noisy steps that a run may draw: of a selection, all repetitions that it may take."""
+    if isinstance(main, Selection):
+        assert main.most is not None
+        return main.most * main.events[0].count
+    return main.count
 
 
 def check_judgement(entry: Entry, record: RunRecord, ring: Keyring) -> None:

@@ -23,7 +23,6 @@ from privft.budget.entries import Entry
 from privft.budget.filter import Admission, fits
 from privft.budget.history import BudgetView, History
 from privft.budget.judged import RunRecord
-from privft.budget.mechanism import Event
 from privft.budget.replay import (
     BUNDLE_FORMAT,
     JournalHeads,
@@ -34,6 +33,7 @@ from privft.budget.replay import (
     open_journal,
     replay,
 )
+from privft.budget.selection import AnyEvent
 from privft.budget.store import SqliteStore, Store, Transaction
 from privft.budget.translog import Checkpoint, Tree, leaf_hash
 from privft.errors import InputError, IntegrityError, OrderError, PrivftError
@@ -153,12 +153,12 @@ class Reader:
         with self._reading():
             return self._history.budget(lineage)
 
-    def admission(self, lineage: str, events: Sequence[Event]) -> Admission:
+    def admission(self, lineage: str, events: Sequence[AnyEvent]) -> Admission:
         """What `reserve` would say now about these events: a forecast, and no promise."""
         with self._reading():
             return self._history.admission(lineage, events)
 
-    def more_like(self, lineage: str, *run: Event) -> int:
+    def more_like(self, lineage: str, *run: AnyEvent) -> int:
         """How many more runs of exactly these events the budget of a lineage admits now."""
         with self._reading():
             view = self._history.budget(lineage)

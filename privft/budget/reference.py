@@ -64,7 +64,7 @@ class Reference:
         """The same number from this installation."""
         first = self.events[0]
         if self.quantity == "pld":
-            return accounting.cost(self.events, self.delta, adjacency=self.adjacency).epsilon_pld
+            return accounting.cost(self.events, self.delta, adjacency=self.adjacency).epsilon
         if self.quantity == "rdp":
             value = accounting.cost(self.events, self.delta, adjacency=self.adjacency).epsilon_rdp
             return float("nan") if value is None else value

@@ -43,24 +43,31 @@ nothing where it is computed from public text.
     {"kind": "random-stopping", "distribution": "poisson", "mean": 8.0, "most": 64, "events": [...]}
 
 No PLD accountant knows this event, so it has one accountant and says so (`SINGLE_NOTE`); and only
-under add/remove.  Nothing here is executed: `privft train` refuses a randomly stopped sweep.
+under add/remove.  What is run has a `most`: `draw_repetitions` draws K, and `stages.selecting`
+trains `most` times whatever it is.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 
-from privft.budget.filter import conversion, rdp
 from privft.budget.mechanism import Event
+from privft.budget.renyi import rdp
 from privft.errors import AccountingError
+from privft.signing import canonical_json
 
 KIND = "random-stopping"
 TRUNCATED, POISSON = "truncated-negative-binomial", "poisson"
 SINGLE_NOTE = "one accountant only (RDP): no PLD accountant supports random stopping"
+_WEIGHT_BITS = 512
 MOST = 100_000
 GRID = tuple(float(order) for order in (*range(2, 65), 80, 96, 128, 192, 256, 384, 512, 1024))
 """Orders among which the best one is sought; whole, because their RDP is a finite sum."""
@@ -139,24 +146,38 @@ class Selection:
 AnyEvent = Event | Selection
 
 
+class Stream(Protocol):
+    """Where a number is drawn from: `randomness.Stream`."""
+
+    def bytes(self, count: int) -> bytes:
+        """The next `count` bytes."""
+
+
+def is_single(events: Sequence[AnyEvent]) -> bool:
+    """Whether a selection is among the events, so that RDP alone can price them."""
+    return any(isinstance(event, Selection) for event in events)
+
+
 def event_from_dict(value: Mapping[str, Any]) -> AnyEvent:
     """An event of any kind; raises `AccountingError` for an unknown one."""
     return Selection.from_dict(value) if value.get("kind") == KIND else Event.from_dict(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SingleCost:
-    """What a list of events costs by RDP alone, under add/remove; see `accounting.Cost`."""
+def merged(events: Sequence[AnyEvent]) -> tuple[AnyEvent, ...]:
+    """The same events with equal plain ones counted together, in a fixed order, selections last.
 
-    epsilon_rdp: float
-    note: str
-    delta: float
-    best_order: float
-    order_at_edge: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain mapping, fit for canonical JSON."""
-        return asdict(self)
+    Guarantees: the composition is the same, since composition is commutative and associative.
+    """
+    counts: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        if isinstance(event, Event):
+            counts[event.noise_multiplier, event.sampling_probability] += event.count
+    plain = (
+        Event(noise_multiplier=noise, sampling_probability=probability, count=count)
+        for (noise, probability), count in sorted(counts.items())
+    )
+    stopped = [event for event in events if isinstance(event, Selection)]
+    return (*plain, *sorted(stopped, key=lambda event: canonical_json(event.to_dict())))
 
 
 def total_rdp(events: Sequence[AnyEvent], orders: Sequence[float]) -> tuple[float, ...]:
@@ -166,24 +187,6 @@ def total_rdp(events: Sequence[AnyEvent], orders: Sequence[float]) -> tuple[floa
         if isinstance(event, Selection):
             sums = [a + b for a, b in zip(sums, _selection_rdp(event, tuple(orders)), strict=True)]
     return tuple(sums)
-
-
-def single_cost(events: Sequence[AnyEvent], delta: float) -> SingleCost:
-    """Epsilon of a list that holds a selection, from the best order of `GRID`."""
-    if not 0 < delta < 1:
-        raise ValueError(f"expected 0 < delta < 1, got {delta}")
-    sums = total_rdp(events, GRID)
-    costs = [total + conversion(order, delta) for total, order in zip(sums, GRID, strict=True)]
-    best = min(range(len(GRID)), key=costs.__getitem__)
-    if not math.isfinite(costs[best]):
-        raise AccountingError(f"RDP epsilon at delta {delta:g} is {costs[best]}")
-    return SingleCost(
-        epsilon_rdp=max(0.0, costs[best]),
-        note=SINGLE_NOTE,
-        delta=delta,
-        best_order=GRID[best],
-        order_at_edge=best in (0, len(GRID) - 1),
-    )
 
 
 @lru_cache(maxsize=256)
@@ -243,6 +246,50 @@ def _delta_at(epsilon: float, each: Callable[[float], float], grid: Sequence[flo
         for order in grid
     ]
     return min(1.0, math.exp(min(0.0, *logs)))
+
+
+def draw_repetitions(selection: Selection, stream: Stream) -> int:
+    """K, from a keyed stream: how many of `most` repetitions count; 0 is possible with Poisson.
+
+    The law is that of the module's docstring, cut at `most`, in whole numbers: each weight follows
+    from the one before by an exact ratio, rounded down to a whole multiple of 2^-512 of the first,
+    and a whole number below their sum is drawn without bias (rejection).  So the chance of each
+    K is its exact one up to a factor of 1 +- 1e-9 while the exact one is above 1e-100, and what is
+    rarer than that stays so; the price has the same gamma up to the last digits of a float.
+    """
+    assert selection.most is not None, "only a number that is cut is ever drawn"
+    weights = _weights(selection.mean, selection.shape, selection.most)
+    sums = list(accumulate(weights))
+    length = (sums[-1].bit_length() + 7) // 8
+    surplus = 8 * length - sums[-1].bit_length()
+    while True:
+        drawn = int.from_bytes(stream.bytes(length), "big") >> surplus
+        if drawn < sums[-1]:
+            return bisect_right(sums, drawn) + (selection.shape is not None)
+
+
+def chance_of_none(selection: Selection) -> float:
+    """P[K = 0], at which nothing is kept at all."""
+    if selection.shape is not None:
+        return 0.0
+    assert selection.most is not None
+    weights = _weights(selection.mean, None, selection.most)
+    return float(Fraction(weights[0], sum(weights)))
+
+
+@lru_cache(maxsize=8)
+def _weights(mean: float, shape: float | None, most: int) -> tuple[int, ...]:
+    """Whole numbers in proportion to P[K = k], for k from 0 (Poisson) or 1 up to `most`."""
+    weights = [1 << _WEIGHT_BITS]
+    if shape is None:
+        rate = Fraction(mean)
+        ratios = (rate / (k + 1) for k in range(most))
+    else:
+        keep, eta = Fraction(-math.expm1(-_gamma(shape, mean)[0])), Fraction(shape)
+        ratios = (keep * (k + eta) / (k + 1) for k in range(1, most))
+    for ratio in ratios:
+        weights.append(weights[-1] * ratio.numerator // ratio.denominator)
+    return tuple(weights)
 
 
 def _gamma(shape: float, mean: float) -> tuple[float, float]:

@@ -3,11 +3,12 @@
 A mechanism's privacy loss distribution says, for each epsilon, the least delta for which it is
 (epsilon, delta)-private.  Each such pair is two straight lines that no attack gets below in the
 plane of its two errors (Dong, Roth and Su 2022, proposition 2.12), and the curve is the highest of
-them at each false positive rate.  `from_losses` draws it from as many pairs as are needed to hide
+them at each false positive rate.  `from_profile` draws it from as many pairs as are needed to hide
 the corners; fewer would be looser, never wrong.
 
 The distribution comes in as arrays, one pair for each direction (a unit removed, a unit added),
-from `accounting`, which holds the curve against a second implementation.
+from `accounting`, which holds the curve against a second implementation (`from_losses`).  Where
+there is no such distribution, `priced` has pairs of another origin.
 """
 
 from __future__ import annotations
@@ -96,12 +97,32 @@ def deltas(direction: Losses, epsilons: Any) -> Any:
     return mass[above] - np.exp(epsilons) * scaled[above]
 
 
+def spread(farthest: float) -> Any:
+    """Epsilons from 0 to the largest of interest, shape (k,); small ones shape a curve most, so
+    they lie closest."""
+    import numpy as np
+
+    return farthest * np.linspace(0, 1, _EPSILONS) ** 2
+
+
 def from_losses(
     directions: Sequence[Losses], *, farthest: float, advantage: float, adjacency: Adjacency
 ) -> TradeOff:
-    """The curve of a mechanism.
+    """The curve of a mechanism from its privacy loss distribution.
 
     farthest: the largest epsilon of interest.  advantage: delta at epsilon 0, from outside.
+    """
+    import numpy as np
+
+    epsilons = spread(farthest)
+    delta = np.max([deltas(direction, epsilons) for direction in directions], axis=0)
+    return from_profile(epsilons, delta, advantage=advantage, adjacency=adjacency)
+
+
+def from_profile(epsilons: Any, delta: Any, *, advantage: float, adjacency: Adjacency) -> TradeOff:
+    """The curve of a mechanism that is (epsilon, delta)-private for each of these pairs.
+
+    epsilons, delta: shape (k,).  advantage: an upper bound on TPR - FPR.
     """
     import numpy as np
     from scipy.optimize import minimize_scalar
@@ -109,10 +130,7 @@ def from_losses(
 
     tails = np.logspace(-8, -1, 141)
     fpr = np.unique(np.concatenate([[0.0], tails, np.linspace(0.1, 1, 181), 1 - tails]))
-    # Small epsilons shape the curve most, so they lie closest.
-    epsilons = farthest * np.linspace(0, 1, _EPSILONS) ** 2
-    delta = np.max([deltas(direction, epsilons) for direction in directions], axis=0)[:, None]
-    grown = np.exp(epsilons)[:, None]
+    delta, grown = delta[:, None], np.exp(epsilons)[:, None]
     lines = [1 - delta - grown * fpr, (1 - delta - fpr) / grown]
     fnr = np.maximum(0.0, np.max(np.concatenate(lines), axis=0))
 

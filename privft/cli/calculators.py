@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from privft.budget.mechanism import Adjacency, Event
-from privft.budget.selection import AnyEvent, Selection, event_from_dict, single_cost
+from privft.budget.selection import AnyEvent, event_from_dict, is_single
 from privft.cli.session import FILE, json_option, print_json, say, table
 from privft.errors import AccountingError, ConfigError, UsageError
 
@@ -68,12 +68,11 @@ def _events(
     return [event_from_dict(row) for row in _rows(file)]
 
 
-def _plain(events: Sequence[AnyEvent], what: str) -> list[Event]:
+def _plain(events: Sequence[AnyEvent]) -> list[Event]:
     """The events, where no selection is among them; raises `AccountingError` otherwise."""
-    plain = [event for event in events if isinstance(event, Event)]
-    if len(plain) < len(events):
-        raise AccountingError(f"{what} is not known for random stopping: only RDP prices it")
-    return plain
+    if is_single(events):
+        raise AccountingError("calibration is not known for random stopping")
+    return [event for event in events if isinstance(event, Event)]
 
 
 @click.command("epsilon")
@@ -97,33 +96,17 @@ def epsilon_command(
     from privft.budget.accounting import cost
 
     events = _events(file, noise_multiplier, sampling_probability, steps)
-    if any(isinstance(event, Selection) for event in events):
-        _tell_single(events, delta, adjacency, as_json)
-        return
-    found = cost(_plain(events, "PLD"), delta, adjacency=adjacency)
+    found = cost(events, delta, adjacency=adjacency)
     if as_json:
         print_json({"pld": found.epsilon_pld, "rdp": found.epsilon_rdp, **found.to_dict()})
         return
-    click.echo(f"epsilon {found.epsilon_pld:.6f} (PLD) at delta {delta:g}, {adjacency}")
-    if found.epsilon_rdp is None:
-        click.echo(f"RDP: {found.rdp_note}")
-    else:
+    if found.epsilon_pld is not None:
+        click.echo(f"epsilon {found.epsilon_pld:.6f} (PLD) at delta {delta:g}, {adjacency}")
+    if found.epsilon_rdp is not None:
         edge = ", at the edge of its grid of orders" if found.order_at_edge else ""
         click.echo(f"epsilon {found.epsilon_rdp:.6f} (RDP, order {found.best_order:g}{edge})")
-
-
-def _tell_single(
-    events: Sequence[AnyEvent], delta: float, adjacency: Adjacency, as_json: bool
-) -> None:
-    if adjacency != "add-remove":
-        raise AccountingError("random stopping is priced under add-remove only")
-    found = single_cost(events, delta)
-    if as_json:
-        print_json({"pld": None, "rdp": found.epsilon_rdp, **found.to_dict()})
-        return
-    edge = ", at the edge of its grid of orders" if found.order_at_edge else ""
-    click.echo(f"epsilon {found.epsilon_rdp:.6f} (RDP, order {found.best_order:g}{edge})")
-    click.echo(found.note)
+    if found.note:
+        click.echo(found.note)
 
 
 @click.command("noise")
@@ -188,7 +171,7 @@ def _noise_of_list(
 
     def events_at(value: float) -> list[Event]:
         filled = [{**row, "noise_multiplier": value} if row in gaps else row for row in rows]
-        events = _plain([event_from_dict(row) for row in filled], "calibration")
+        events = _plain([event_from_dict(row) for row in filled])
         if gaps:
             return events
         return [replace(each, noise_multiplier=each.noise_multiplier * value) for each in events]
@@ -234,7 +217,7 @@ def tradeoff_command(
     from privft.budget.accounting import tradeoff
 
     events = _events(file, noise_multiplier, sampling_probability, steps)
-    curve = tradeoff(_plain(events, "a trade-off curve"), adjacency)
+    curve = tradeoff(events, adjacency)
     if svg is not None:
         from privft.report import plots
 

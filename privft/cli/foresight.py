@@ -50,10 +50,13 @@ def of_train(
             f"{view.cap.epsilon:g} is left for data set {plan.dataset}",
             hint="privft plan --fit",
         )
+    selection = plan.the_selection()
+    times = f", {selection.most} times over," if selection else ""
     more = fits(view.cap, (*view.spent, *view.reserved, *events), *events)
     return [
-        f"{actor.name} would train {plan.mechanism['steps']} steps on {plan.dataset}, reserving "
-        f"epsilon {plan.cost['epsilon_pld']:.3f} at delta {plan.delta:g} before the first",
+        f"{actor.name} would train {plan.mechanism['steps']} steps{times} on {plan.dataset}, "
+        "reserving "
+        f"epsilon {plan.epsilon:.3f} at delta {plan.delta:g} before the first",
         f"the budget would go from {view.epsilon_spent:.2f} to {admission.epsilon_after:.2f} of "
         f"{view.cap.epsilon:.2f}; then {more} more such runs fit",
         "first every sealed cell and the mechanism would be checked, at no charge",
@@ -65,7 +68,7 @@ def of_resume(ledger: Ledger, plan: Plan, run: str, *, actor: Identity) -> list[
     gate.check_open(ledger, run, "resume", actor=actor)
     return [
         f"{actor.name} would go on with run {run} on {plan.dataset}; its epsilon of "
-        f"{plan.cost['epsilon_pld']:.3f} is reserved already, and nothing is added to it"
+        f"{plan.epsilon:.3f} is reserved already, and nothing is added to it"
     ]
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from privft.budget.entries import format_time
-from privft.budget.filter import Cap, gauge, merged, rdp
+from privft.budget.filter import Cap, gauge
 from privft.budget.history import BudgetView
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
+from privft.budget.priced import stated_epsilon
 from privft.budget.replay import LedgerCheck, verify_bundle
+from privft.budget.selection import merged, total_rdp
 from privft.cli.session import FILE, json_option, print_json, say, session, table
 from privft.cli.witness import recover_command, witness_command
 from privft.errors import IntegrityError, UsageError
@@ -41,7 +43,13 @@ def _composed(view: BudgetView) -> dict[str, Any] | None:
     if view.exhausted:  # what was lost is not known
         return None
     found = cost((*view.spent, *view.reserved), view.cap.delta)
-    return {"epsilon_pld": found.epsilon_pld, "delta": found.delta, "holds": _IF}
+    why_not = found.note if found.epsilon_pld is None else None
+    return {
+        "epsilon_pld": found.epsilon_pld,
+        "delta": found.delta,
+        "holds": _IF,
+        "why_not": why_not,
+    }
 
 
 def _budget_rows(ledger: Ledger, last: int, *, composed: bool) -> list[dict[str, Any]]:
@@ -79,10 +87,10 @@ def _run_rows(
 ) -> list[dict[str, Any]]:
     """A row for each of the last runs; `epsilon_after`: the filter's gauge once it was charged."""
     older, shown = records[: max(0, len(records) - last)], records[max(0, len(records) - last) :]
-    sums = rdp(merged([event for record in older for event in record.charged]), cap.orders)
+    sums = total_rdp(merged([event for record in older for event in record.charged]), cap.orders)
     rows = []
     for record in shown:
-        cost = rdp(record.charged, cap.orders)
+        cost = total_rdp(record.charged, cap.orders)
         sums = tuple(a + b for a, b in zip(sums, cost, strict=True))
         planned = ledger.entry(record.reserved).body["epsilon"]
         steps = record.steps
@@ -97,7 +105,7 @@ def _run_rows(
                 "state": "released" if record.released is not None else state,
                 "steps_reserved": record.steps,
                 "steps_charged": steps,
-                "epsilon_planned": planned["epsilon_pld"],
+                "epsilon_planned": stated_epsilon(planned),
                 "delta": planned["delta"],
                 "epsilon_after": gauge(cap, sums),
             }
@@ -152,6 +160,9 @@ def show(ctx: click.Context, entries: bool, last: int, composed: bool, as_json: 
     _show_runs(rows)
     for row in {row["lineage"]: row for row in rows if row.get("composed")}.values():
         found = row["composed"]
+        if found["why_not"]:
+            click.echo(f"{row['dataset']}: no epsilon by PLD over its runs: {found['why_not']}")
+            continue
         click.echo(
             f"{row['dataset']}: its {row['runs']} runs cost epsilon {found['epsilon_pld']:.2f} "
             f"together at delta {found['delta']:g} by PLD, {found['holds']}; the guarantee is the "

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def show_sweep(swept: SweepPrice, as_json: bool) -> None:
     """The price of a sweep."""
-    from privft.budget.selection import SINGLE_NOTE, SingleCost
-    from privft.stages.sweeping import NOT_RUN
+    from privft.stages.sweeping import NO_END
 
     if as_json:
         print_json(swept.to_dict())
@@ -29,8 +28,8 @@ def show_sweep(swept: SweepPrice, as_json: bool) -> None:
     ]
     table("Candidates", ["varies", "epsilon alone", "steps", "noise multiplier"], rows)
     total, budget = swept.total, swept.before
-    if isinstance(total, SingleCost):
-        price = f"epsilon {total.epsilon_rdp:.3f} (RDP) for the best of a random, hidden number"
+    if total.epsilon_pld is None:
+        price = f"epsilon {total.epsilon:.3f} (RDP) for the best of a random, hidden number"
     else:
         price = f"epsilon {total.epsilon:.3f} (PLD) for all {len(swept.candidates)} together"
     click.echo(f"{price}, at delta {total.delta:g}")
@@ -38,8 +37,8 @@ def show_sweep(swept: SweepPrice, as_json: bool) -> None:
         f"budget: {budget.epsilon_spent:.2f} -> {swept.admission.epsilon_after:.2f} of "
         f"{budget.cap.epsilon:.2f}"
     )
-    if isinstance(total, SingleCost):
-        say(SINGLE_NOTE)
-        say(NOT_RUN)
+    if total.epsilon_pld is None:
+        say(str(total.note))
+        say(NO_END)
     else:
         say("each candidate needs a plan of its own: privft plan, train, and then the next")

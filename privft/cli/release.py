@@ -64,7 +64,7 @@ def audit_command(
             say_all(foresight.of_audit(opened.workspace, ledger, run, actor=actor))
             return
         opener = opened.opener(who)
-        with watching(1, float(plan.cost["epsilon_pld"]), private=False) as watch:
+        with watching(1, plan.epsilon, private=False) as watch:
             result = gate.audit(
                 opened.workspace, ledger, run, actor=actor, opener=opener, watch=watch
             )

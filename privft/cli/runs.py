@@ -28,7 +28,7 @@ from privft.cli.session import (
 from privft.config import load_config
 from privft.errors import PlanError, UsageError
 from privft.plan import Plan, parse_plan
-from privft.sweep import is_sweep
+from privft.sweep import is_sweep, load_sweep
 from privft.workspace import write_private
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ def read_plan(path: Path) -> Plan:
     try:
         if path.suffix in (".yaml", ".yml") and is_sweep(path):
             raise PlanError(
-                f"{path.name} is a sweep, which is priced and not run",
-                hint="run by run: privft plan each candidate; random stopping is not run at all",
+                f"{path.name} is a sweep, and no plan",
+                hint="privft plan makes a plan of random stopping with a most; run by run, each "
+                "candidate has a plan of its own",
             )
         return parse_plan(path.read_bytes())
     except OSError as error:
@@ -81,20 +82,31 @@ def plan_command(
     who: Acting,
     dry_run: bool,
 ) -> None:
-    """Price a run, or a sweep of runs, in epsilon before any record is opened."""
+    """Price a run, or a sweep of runs, in epsilon before any record is opened.
+
+    A sweep by random stopping with a `most` becomes one plan, like a run.
+    """
     opened = session(ctx)
     if is_sweep(config_file):
-        if fit or output is not None or html is not None:
-            raise UsageError("a sweep is priced as it is, and leaves no plan")
-        with opened.ledger() as ledger:
-            actor = opened.identity(who)
-            swept = gate.price_sweep(opened.workspace, ledger, config_file, actor=actor)
-        show_sweep(swept, as_json)
-        return
+        sweep, config = load_sweep(config_file)
+        if fit:
+            raise UsageError("a sweep is priced as it is: --fit is for one run")
+        if sweep.stopping is None or sweep.stopping.most is None:
+            if output is not None or html is not None:
+                raise UsageError(
+                    "this sweep is priced, and leaves no plan",
+                    hint="charge: random-stopping with stopping.most makes one run of a sweep",
+                )
+            with opened.ledger() as ledger:
+                actor = opened.identity(who)
+                swept = gate.price_sweep(opened.workspace, ledger, sweep, config, actor=actor)
+            show_sweep(swept, as_json)
+            return
+    else:
+        config = load_config(config_file)
     from privft.stages.foreseeing import foresee
     from privft.stages.reporting import plan_page
 
-    config = load_config(config_file)
     with opened.ledger() as ledger:
         priced = gate.plan(
             opened.workspace,
@@ -129,15 +141,20 @@ def plan_command(
 
 def show_price(priced: Priced, takes: Foreseen) -> None:
     """A plan as a person reads it."""
+    from privft.report.stopped import brief
+
     plan, cost, budget = priced.plan, priced.cost, priced.before
     mechanism = plan.mechanism
+    swapped, stopped = priced.substitute, plan.the_selection()
     rdp = "not supported" if cost.epsilon_rdp is None else f"{cost.epsilon_rdp:.3f}"
+    by = "RDP alone" if cost.epsilon_pld is None else f"PLD; RDP says {rdp}"
     rows = [
         ["protects", f"one {mechanism['unit']} of {plan.dataset} (add or remove)"],
-        ["epsilon", f"{cost.epsilon:.3f} at delta {plan.delta:g} (PLD; RDP says {rdp})"],
-        ["if one were swapped", f"epsilon {priced.substitute.epsilon:.3f} (PLD)"],
+        ["epsilon", f"{cost.epsilon:.3f} at delta {plan.delta:g} ({by})"],
+        ["if one were swapped", f"epsilon {swapped.epsilon:.3f} (PLD)" if swapped else "not known"],
+        *([["random stopping", brief(stopped)]] if stopped else []),
         [
-            "mechanism",
+            "mechanism" if stopped is None else "one repetition",
             f"{mechanism['steps']} steps, sampling probability "
             f"{mechanism['sampling_probability']:.5f}, noise multiplier "
             f"{mechanism['noise_multiplier']:.4f}, clip norm {mechanism['clip_norm']:g}"

@@ -234,10 +234,11 @@ def train_here(
     private = show_private and bool(plan.policy["may_show_private_metrics"]["value"])
     if show_private and not private:
         say(f"policy {plan.policy['name']!r} does not show private numbers; they stay hidden")
-    epsilon = float(plan.cost["epsilon_pld"])
+    epsilon, selection = plan.epsilon, plan.the_selection()
+    steps = plan.the_mechanism().steps * ((selection and selection.most) or 1)
     with (
         opened.ledger() as ledger,
-        watching(plan.the_mechanism().steps, epsilon, private=private) as watch,
+        watching(steps, epsilon, private=private) as watch,
     ):
         common: dict[str, Any] = {
             "actor": actor,

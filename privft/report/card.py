@@ -24,6 +24,7 @@ from privft.report.facts import Facts
 from privft.report.notices import secrets
 from privft.report.page import verdict
 from privft.report.statement import digest, validate
+from privft.report.stopped import selected
 from privft.report.wording import (
     bets,
     exact,
@@ -52,6 +53,7 @@ def render_card(statement: Mapping[str, Any]) -> str:
             bets=bets(facts.guarantee.odds_percent),
             verdict=verdict(facts),
             secrets=secrets(facts.audit),
+            stopped=selected(facts),
             statement_sha256=digest(statement),
             has_adapter="adapter_model.safetensors" in facts.model.adapter_files,
         )

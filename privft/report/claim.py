@@ -19,6 +19,7 @@ from privft.budget import accounting
 from privft.budget.entries import Entry
 from privft.budget.filter import Cap, admit, fits
 from privft.budget.mechanism import Event, Unit
+from privft.budget.selection import AnyEvent, is_single
 from privft.budget.translog import Checkpoint
 from privft.errors import IntegrityError
 from privft.report.aside import HERE, Aside
@@ -32,7 +33,7 @@ FPR_GRID = (*(10 ** (-5 + i / 12) for i in range(60)), 1.0)
 def guarantee(
     *,
     unit: Unit,
-    events: Sequence[Event],
+    events: Sequence[AnyEvent],
     delta: float,
     fprs: Sequence[float] = FPR_GRID,
     at_once: bool = False,
@@ -42,23 +43,23 @@ def guarantee(
     fprs: the false positive rates at which the trade-off curve is stated.
     at_once: another process computes the second relation (for a process that is young and small).
 
-    Guarantees: `epsilon` is the pessimistic PLD value under add/remove; no attack exceeds
-    `odds_percent` or any point of `tpr_at_fpr`.  Raises `AccountingError` where the accountants
-    disagree.
+    Guarantees: `epsilon` is the pessimistic PLD value under add/remove, or RDP's where that is the
+    only accountant; no attack exceeds `odds_percent` or any point of `tpr_at_fpr`.  Raises
+    `AccountingError` where the accountants disagree.
     """
     substituting = partial(accounting.cost, events, delta, adjacency="substitute")
     with Aside() if at_once else nullcontext(HERE) as aside:
-        other = aside.begin(substituting)
+        other = None if is_single(events) else aside.begin(substituting)
         cost = accounting.cost(events, delta)
         curve = accounting.tradeoff(events)
-        substitute = other()
+        substitute = other and other()
     return {
         "unit": unit,
         "adjacency": "add-remove",
         "epsilon": cost.epsilon,
         "delta": delta,
         "cost": cost.to_dict(),
-        "substitute": substitute.to_dict(),
+        "substitute": substitute and substitute.to_dict(),
         "odds_percent": min(100.0, max(50.0, 100 * curve.max_accuracy)),
         "tpr_at_fpr": [[fpr, min(1.0, curve.tpr_bound(fpr))] for fpr in fprs],
         "mu": curve.mu_nearest,
@@ -86,7 +87,7 @@ def noised(
     }
 
 
-def budget(*, cap: Cap, spent: Sequence[Event], events: Sequence[Event]) -> dict[str, Any]:
+def budget(*, cap: Cap, spent: Sequence[AnyEvent], events: Sequence[AnyEvent]) -> dict[str, Any]:
     """What the filter counts before and after a run, as the statement's `ledger` holds it.
 
     spent: everything charged to the same lineage before this run.  events: what this run charged.

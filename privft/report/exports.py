@@ -25,6 +25,7 @@ from privft.report.hazards import hazards
 from privft.report.page import verdict
 from privft.report.registry import TODO as TODO
 from privft.report.statement import digest, validate
+from privft.report.stopped import selected
 from privft.report.wording import bets, odds_of, round_up, unit_words
 
 
@@ -87,6 +88,7 @@ def export(statement: Mapping[str, Any], name: str) -> str:
             hazards=hazards(facts),
             more_runs=_more_runs(facts.ledger),
             statement_sha256=digest(statement),
+            stopped=selected(facts),
         )
     )
 
@@ -146,9 +148,10 @@ def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
                 f"before its first step; {len(facts.ledger.history)} so far. {TODO}",
                 mechanisms=f"DP-SGD: Poisson sampling at {mechanism.sampling_probability:g}, "
                 f"clip norm {mechanism.clip_norm:g}, noise multiplier "
-                f"{mechanism.noise_multiplier:g}, {mechanism.steps} steps. "
-                f"Noise: {facts.noise.generator}; {facts.noise.caveat or facts.noise.precision}",
-                composition="PLD accounting of the run; a Renyi filter over all runs.",
+                f"{mechanism.noise_multiplier:g}, {mechanism.steps} steps"
+                + (" a repetition. " if facts.selection else ". ")
+                + f"Noise: {facts.noise.generator}; {facts.noise.caveat or facts.noise.precision}",
+                composition=_composition(facts),
                 post_processing="None that touches the data again.",
                 justification=f"Policy {facts.policy.name}. {TODO}",
                 utility=_usefulness(facts),
@@ -159,6 +162,15 @@ def _registry(facts: Facts, pack: Pack, sha256: str) -> str:
     )
     head = f"# DRAFT for a person to finish. {pack.title}; {pack.as_of}.\n"
     return head + registry.render(entry)
+
+
+def _composition(facts: Facts) -> str:
+    if facts.selection is None:
+        return "PLD accounting of the run; a Renyi filter over all runs."
+    return (
+        f"Private selection by random stopping, {selected(facts)}; Renyi accounting of the "
+        "selection as one event, which no PLD accountant knows; a Renyi filter over all runs."
+    )
 
 
 def _usefulness(facts: Facts) -> str:

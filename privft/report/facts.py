@@ -17,11 +17,21 @@ cross-checks at the end of `Facts` refuse a predicate that contradicts itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from privft.budget.mechanism import Event, Mechanism
+from privft.budget.priced import stated_epsilon
+from privft.budget.selection import AnyEvent, event_from_dict
+from privft.evaluating import SelectionConfig
+from privft.report.events import (
+    EventFacts,
+    PlainEventFacts,
+    SelectionFacts,
+    StoppedEvent,
+)
 from privft.report.findings import (
     Attestation,
     AuditFacts,
@@ -41,6 +51,7 @@ from privft.report.values import (
     Time,
     Words,
 )
+from privft.signing import canonical_json
 
 
 class RunFacts(Strict):
@@ -57,11 +68,11 @@ class RunFacts(Strict):
 
 
 class CostFacts(Strict):
-    """What one list of events costs, by the accountants that support it (`accounting.Cost`)."""
+    """What one list of events costs, by the accountants that know it (`priced.Cost`)."""
 
-    epsilon_pld: Amount
+    epsilon_pld: Amount | None
     epsilon_rdp: Amount | None
-    rdp_note: Words | None
+    note: Words | None
     delta: Positive
     adjacency: Literal["add-remove", "substitute"]
     best_order: float | None
@@ -82,26 +93,6 @@ class Guarantee(Strict):
     odds_percent: Annotated[float, Field(ge=50, le=100)]
     tpr_at_fpr: Annotated[list[tuple[Rate, Rate]], Field(min_length=2, max_length=400)]
     mu: Amount | None
-
-
-class GaussianEvent(Strict):
-    """A Gaussian mechanism on all the data, `count` times."""
-
-    kind: Literal["gaussian"]
-    noise_multiplier: Positive
-    count: Annotated[int, Field(ge=1)]
-
-
-class PoissonGaussianEvent(Strict):
-    """A Gaussian mechanism on a Poisson sample, `count` times."""
-
-    kind: Literal["poisson-gaussian"]
-    noise_multiplier: Positive
-    sampling_probability: Annotated[float, Field(gt=0, lt=1)]
-    count: Annotated[int, Field(ge=1)]
-
-
-EventFacts = Annotated[GaussianEvent | PoissonGaussianEvent, Field(discriminator="kind")]
 
 
 class MechanismFacts(Strict):
@@ -290,6 +281,7 @@ class Facts(Strict):
     guarantee: Guarantee
     mechanism: MechanismFacts
     events: Annotated[list[EventFacts], Field(min_length=1)]
+    selection: SelectionFacts | None
     noise: Noise
     data: Data
     model: Model
@@ -310,17 +302,19 @@ class Facts(Strict):
     @model_validator(mode="after")
     def _does_not_contradict_itself(self) -> Facts:
         mechanism = Mechanism.from_dict(self.mechanism.model_dump())
-        own = mechanism.event().to_dict()
+        own, trained = mechanism.event().to_dict(), self._training_events()
         same: list[tuple[str, Any, Any]] = [
             ("unit", self.guarantee.unit, self.mechanism.unit),
             ("unit", self.data.unit, self.mechanism.unit),
             ("dataset", self.data.dataset, self.run.dataset),
             ("lineage", self.data.lineage, self.run.lineage),
-            ("epsilon", self.guarantee.epsilon, self.guarantee.cost.epsilon_pld),
+            ("epsilon", self.guarantee.epsilon, stated_epsilon(self.guarantee.cost.model_dump())),
             ("delta", self.guarantee.delta, self.guarantee.cost.delta),
             ("adjacency", self.guarantee.cost.adjacency, "add-remove"),
-            ("training event", self.events[0].model_dump(), own),
-            ("noised score", [event.model_dump() for event in self.events[1:]], self._score()),
+            ("training event", trained[0].model_dump(), own),
+            ("noised score", [event.model_dump() for event in trained[1:]], self._score(trained)),
+            ("selection", *self._selections(mechanism)),
+            ("PLD", self.guarantee.cost.epsilon_pld is None, self.selection is not None),
             ("last run of the history", self.ledger.history[-1].run, self.run.id),
         ]
         for what, left, right in same:
@@ -332,17 +326,52 @@ class Facts(Strict):
             )
         return self
 
-    def _score(self) -> list[dict[str, Any]]:
-        """The event that the noised figures were charged as: two figures a measure, all alike."""
+    @property
+    def asked(self) -> SelectionConfig | None:
+        """The randomly stopped sweep that the config asks for, if it does."""
+        body = self.config.body.get("selection")
+        return None if body is None else SelectionConfig.model_validate_json(canonical_json(body))
+
+    def _selections(self, mechanism: Mechanism) -> tuple[Any, Any]:
+        """What was charged and told of a selection, and what follows from the config."""
+        asked, told = self.asked, self.selection
+        charged = [each.model_dump() for each in self.events if isinstance(each, StoppedEvent)]
+        if asked is None:
+            return (charged, told), ([], None)
+        follows = SelectionFacts(
+            candidates=asked.labels(),
+            chosen=told.chosen if told is not None else "",
+            score="public" if asked.held_out is None else "held-out",
+        )
+        if follows.chosen not in follows.candidates:
+            raise ValueError("expected what was chosen to be among the candidates")
+        return (charged, told), ([asked.event(mechanism.event()).to_dict()], follows)
+
+    def _training_events(self) -> Sequence[PlainEventFacts]:
+        """What one training is charged as: the whole run, or one repetition of a selection."""
+        first = self.events[0]
+        if isinstance(first, StoppedEvent):
+            if len(self.events) > 1:
+                raise ValueError("expected one event of a randomly stopped sweep")
+            return first.events
+        return [event for event in self.events if not isinstance(event, StoppedEvent)]
+
+    def _score(self, trained: Sequence[PlainEventFacts]) -> list[dict[str, Any]]:
+        """The event that noised figures were charged as: two figures a measure, all alike; in a
+        selection the score of a repetition, which is not let out."""
+        if self.selection is not None:
+            if any(entry.paid is not None for entry in self.utility):
+                raise ValueError("expected a selection to let out no noised figure")
+            return [event.model_dump() for event in trained[1:]]  # `_selections` holds it
         paid = [entry.paid.noise_multiplier for entry in self.utility if entry.paid is not None]
         if len(set(paid)) > 1:
             raise ValueError("expected noised figures of one noise multiplier")
         return [Event(noise_multiplier=paid[0], count=2 * len(paid)).to_dict()] if paid else []
 
-    def accounting_events(self) -> tuple[Event, ...]:
+    def accounting_events(self) -> tuple[AnyEvent, ...]:
         """What this run charged, as the accountants take it."""
-        return tuple(Event.from_dict(event.model_dump()) for event in self.events)
+        return tuple(event_from_dict(event.model_dump()) for event in self.events)
 
-    def earlier_events(self) -> tuple[Event, ...]:
+    def earlier_events(self) -> tuple[AnyEvent, ...]:
         """What was charged to the same data before this run."""
-        return tuple(Event.from_dict(event.model_dump()) for event in self.ledger.spent_events)
+        return tuple(event_from_dict(event.model_dump()) for event in self.ledger.spent_events)

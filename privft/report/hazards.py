@@ -144,7 +144,7 @@ def _parameters(facts: Facts) -> list[Hazard]:
             "is for adding or removing a unit"
             + (
                 f", and {round_up(claim.substitute.epsilon_pld)} for replacing one."
-                if claim.substitute
+                if claim.substitute and claim.substitute.epsilon_pld is not None
                 else "; the cost of replacing one was not computed."
             ),
             "mechanism",
@@ -185,7 +185,12 @@ def _algorithms(facts: Facts) -> list[Hazard]:
             "Settings were chosen by looking at private results",
             "met",
             "the filter stays valid when a plan depends on earlier models, and each of them "
-            "was charged before its first step.",
+            "was charged before its first step."
+            + (
+                " The best of several settings was chosen inside of the mechanism that was charged."
+                if facts.selection
+                else ""
+            ),
             "ledger",
         ),
         row(

@@ -30,6 +30,7 @@ from privft.report.findings import AuditTest, Utility
 from privft.report.hazards import Hazard, hazards
 from privft.report.notices import limits, secrets
 from privft.report.statement import digest, validate
+from privft.report.stopped import stopped
 from privft.report.wording import (
     COMPANIONS,
     answer_words,
@@ -101,6 +102,7 @@ def render(statement: Mapping[str, Any], envelope: Mapping[str, Any] | None = No
             drawn_groups=DRAWN_GROUPS,
             companions=COMPANIONS,
             limits=limits(facts),
+            stopped=stopped(facts),
         )
     )
 

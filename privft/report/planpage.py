@@ -17,6 +17,7 @@ from privft.budget import accounting
 from privft.plan import Plan
 from privft.report import plots
 from privft.report.page import environment
+from privft.report.stopped import paragraphs
 from privft.report.wording import bets, odds_of, unit_words
 
 
@@ -37,7 +38,8 @@ def render_plan(
     history: (run, epsilon spent after it) of earlier runs.  approvals: name, keyid, time of each.
     countersignatures: how many the policy will ask for once the run is audited.
     """
-    mechanism = plan.the_mechanism()
+    mechanism, selection = plan.the_mechanism(), plan.the_selection()
+    asked = plan.the_config().selection
     odds = min(100.0, 100 * accounting.tradeoff(plan.events()).max_accuracy)
     cap = budget["cap"]
     steps = [*history, ("this plan", float(budget["after"]["epsilon_spent"]))]
@@ -49,6 +51,7 @@ def render_plan(
             plan_sha256=plan.digest,
             mechanism=mechanism,
             words=unit_words(mechanism.unit),
+            stopped=paragraphs(selection, asked, will=True) if selection and asked else [],
             bets=bets(odds),
             odds=Markup(plots.odds(bets(odds))),
             cap_odds=odds_of(cap["epsilon"], cap["delta"]),

@@ -18,7 +18,7 @@ from privft.audit import bounds
 from privft.budget import accounting
 from privft.budget.entries import parse_time
 from privft.budget.filter import Cap
-from privft.budget.mechanism import Event
+from privft.budget.selection import event_from_dict
 from privft.budget.signed import check_approval, check_recovery, check_waiver
 from privft.errors import IntegrityError, OrderError, PolicyRefused, SignatureError
 from privft.policy import PlanFacts, Policy, let_out
@@ -181,13 +181,13 @@ def _against_the_trust_root() -> Iterator[None]:
 
 
 def epsilon_agrees(plain: Mapping[str, Any], aside: Aside = HERE) -> str:
-    """The whole guarantee, computed again from the events by both accountants.
+    """The whole guarantee, computed again from the events by every accountant that knows them.
 
     aside: the process that computes.
     """
     predicate = plain["predicate"]
     stated = predicate["guarantee"]
-    events = [Event.from_dict(event) for event in predicate["events"]]
+    events = [event_from_dict(event) for event in predicate["events"]]
     computed = aside.ask(
         partial(
             claim.guarantee,
@@ -223,10 +223,13 @@ def epsilon_agrees(plain: Mapping[str, Any], aside: Aside = HERE) -> str:
         if different:
             raise IntegrityError(different[0])
     score = f"; so do {len(noised)} noised measures, interval and charge" if noised else ""
-    return (
-        f"PLD {cost['epsilon_pld']:.6f}, RDP {cost['epsilon_rdp']:.6f} at delta "
-        f"{cost['delta']:g}: as stated{score}"
-    )
+    by = [
+        f"{name} {cost[field]:.6f}"
+        for name, field in (("PLD", "epsilon_pld"), ("RDP", "epsilon_rdp"))
+        if cost[field] is not None
+    ]
+    alone = " alone, of random stopping" if len(by) == 1 else ""
+    return f"{', '.join(by)}{alone} at delta {cost['delta']:g}: as stated{score}"
 
 
 def budget_agrees(statement: Statement) -> str:
@@ -339,7 +342,8 @@ def policy_rows(facts: Facts) -> list[dict[str, Any]]:
     plan = PlanFacts(
         epsilon=facts.guarantee.epsilon,
         delta=facts.guarantee.delta,
-        epsilon_rdp=facts.guarantee.cost.epsilon_rdp,
+        two_accountants=None
+        not in (facts.guarantee.cost.epsilon_pld, facts.guarantee.cost.epsilon_rdp),
         unit=facts.guarantee.unit,
         declared_units=facts.data.declared_units,
         suite=facts.audit.suite,

@@ -15,6 +15,7 @@ from privft.report.facts import CostFacts, Facts
 from privft.report.hazards import hazards
 from privft.report.notices import limits, secrets, waivers
 from privft.report.page import accuracy_interval, charts
+from privft.report.stopped import stopped
 from privft.report.wording import (
     COMPANIONS,
     answer_words,
@@ -76,9 +77,9 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
             "add or remove one (the claim)"
             if cost.adjacency == "add-remove"
             else "replace one by another",
-            exact(cost.epsilon_pld),
+            exact(cost.epsilon_pld) if cost.epsilon_pld is not None else "–",
             exact(cost.epsilon_rdp) if cost.epsilon_rdp is not None else "–",
-            (cost.rdp_note or "") + _order_words(cost),
+            (cost.note or "") + _order_words(cost),
         ]
         for cost in (claim.cost, claim.substitute)
         if cost is not None
@@ -92,6 +93,7 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
             "compute epsilon again.",
             "PLD composes the privacy loss distribution numerically and rounds up; RDP is an "
             "independent, looser computation that must not come out below it.",
+            *stopped(facts),
             *(
                 [
                     f"The trade-off curve lies nearest to a Gaussian one with μ = {claim.mu:.3f}, "
@@ -120,7 +122,11 @@ def _mechanism(facts: Facts) -> dict[str, Any]:
                         if m.count_noise is not None
                         else []
                     ),
-                    ("steps T, empty samples included", m.steps),
+                    (
+                        "steps T, empty samples included"
+                        + (", of each repetition" if facts.selection else ""),
+                        m.steps,
+                    ),
                     ("divisor: expected batch size", m.expected_batch_size),
                     ("delta δ", claim.delta),
                 ],

@@ -49,12 +49,14 @@ from privft.stages.modelling import (
     public_units,
     shape_of,
 )
+from privft.stages.planted import canaries_of
 from privft.stages.published import published_values
 from privft.stages.ranked import trained_on_ranks
 from privft.stages.reporting import write_report
 from privft.stages.retention import PRIVATE
-from privft.stages.running import Watch, canaries_of, claim_of_plan, stored_plan
+from privft.stages.running import Watch, claim_of_plan, stored_plan
 from privft.stages.sealedrun import SealedRun, forget_secrets
+from privft.stages.selecting import selection_facts
 from privft.training.checkpoint import platform_facts
 from privft.training.losses import (
     Classifier,
@@ -154,6 +156,7 @@ def audit(
         run_key = SigningKey.from_bytes("run", sealed.unseal("run-key"))
         head = _head(plan, trained)
         trained_on = trained_on_ranks(sealed)
+        selected = selection_facts(sealed, config)
     watch.say("holding the accountants against published values")
     with meter.part("published values"):
         reference = published_values(workspace.cache)
@@ -172,6 +175,7 @@ def audit(
             versions=_versions(),
             machine={"python": platform.python_version(), "machine": platform.machine()},
             trained_on=trained_on,
+            selected=selected,
             audited=format_time(datetime.now(UTC)),
         )
         stated = statement.build(body)

@@ -11,7 +11,7 @@ from typing import Any
 
 from privft.audit.verdict import AuditResult
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Event
+from privft.budget.selection import AnyEvent, event_from_dict
 from privft.plan import Plan
 from privft.policy import Check as PolicyCheck
 from privft.report import claim
@@ -40,14 +40,17 @@ def gather(
     versions: Mapping[str, str],
     machine: Mapping[str, str],
     trained_on: Sequence[Mapping[str, int]],
+    selected: Mapping[str, Any] | None,
     audited: str,
 ) -> dict[str, Any]:
     """The fields of `report.facts.Facts`, without `renderer`.  audited: now, as ISO time;
-    trained_on: numbers of ranks and hosts, where it was not one process."""
+    trained_on: numbers of ranks and hosts, where it was not one process; selected: what was chosen
+    of a randomly stopped sweep (`facts.SelectionFacts`)."""
     (reserved,) = ledger.entries(kind="run-reserved", run=run)
     (settled,) = ledger.entries(kind="run-settled", run=run)
     config = plan.the_config()
-    events = [Event.from_dict(event) for event in settled.body["events"]]
+    events = [event_from_dict(event) for event in settled.body["events"]]
+    selection = plan.the_selection()
     source, licence = _LICENCES.get(plan.model.name, (None, None))
     return {
         "synthetic": config.synthetic,
@@ -68,8 +71,12 @@ def gather(
         ),
         "mechanism": plan.mechanism,
         "events": [event.to_dict() for event in events],
+        "selection": selected,
         "noise": noise.describe(
-            plan.the_mechanism(), numbers=trained_parameters, epsilon=plan.cost["epsilon_pld"]
+            plan.the_mechanism(),
+            numbers=trained_parameters,
+            epsilon=plan.epsilon,
+            repetitions=1 if selection is None else selection.most or 1,
         ),
         "data": {
             "dataset": plan.dataset,
@@ -114,9 +121,11 @@ def gather(
     }
 
 
-def _ledger_facts(ledger: Ledger, run: str, plan: Plan, events: Sequence[Event]) -> dict[str, Any]:
+def _ledger_facts(
+    ledger: Ledger, run: str, plan: Plan, events: Sequence[AnyEvent]
+) -> dict[str, Any]:
     cap = ledger.budget(plan.lineage).cap
-    before: list[Event] = []
+    before: list[AnyEvent] = []
     for record in ledger.runs(plan.lineage):
         if record.run == run:
             break

@@ -157,12 +157,19 @@ def _records(privacy: PrivacyConfig) -> int:
     return privacy.declared_units if privacy.unit == "record" else REMEMBERED_BYTES
 
 
+def _steps(config: RunConfig) -> int:
+    """All steps of a run: those of every repetition of a randomly stopped sweep."""
+    if config.selection is None or config.selection.stopping.most is None:
+        return config.privacy.max_steps
+    return config.selection.stopping.most * config.privacy.max_steps
+
+
 def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
     """Memory and time of a run; rehearses it on this machine for some seconds."""
     facts = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     setting = setting_of(config, facts, ranks=ranks)
     if setting is None:
-        return Foreseen(ranks=ranks, steps=config.privacy.max_steps, takes=None)
+        return Foreseen(ranks=ranks, steps=_steps(config), takes=None)
     budget = config.performance.tokens_per_microbatch
     privacy = config.privacy
     expected = privacy.expected_batch_size
@@ -196,7 +203,7 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
         seconds = pace.seconds(setting, tokens=share * longest.tokens)
     return Foreseen(
         ranks=ranks,
-        steps=privacy.max_steps,
+        steps=_steps(config),
         takes=Takes(
             memory=found,
             pace=pace,

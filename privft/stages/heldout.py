@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privft.config import HeldOutConfig, RunConfig
+from privft.config import RunConfig
+from privft.evaluating import HeldOutConfig
 from privft.randomness import KeyedStreams
 from privft.report import claim
 from privft.signing import sha256_hex
@@ -102,6 +103,13 @@ def _bounds(config: RunConfig, held_out: HeldOutConfig) -> dict[str, float]:
     if config.task == "sequence-classification":
         return {"accuracy": 1.0, "loss per record": held_out.loss_bound}
     return {"loss per token": held_out.loss_bound}
+
+
+def held_out_losses(vault: Vault, workbench: Workbench, model: TrainedModel) -> NDArray[np.float64]:
+    """The loss of every unit that is set aside, shape [U]: private."""
+    measured = _measured(vault, workbench, model)
+    (losses,) = (values for name, values in measured.items() if name != "accuracy")
+    return losses
 
 
 def _measured(

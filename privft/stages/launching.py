@@ -138,6 +138,11 @@ def launch(order: Order, arguments: Sequence[str], config: RunConfig) -> int:
     arguments: torchrun's, but for what it is to run.
     Errors: `UsageError` before anything is started; `PrivftError` when a rank was killed.
     """
+    if config.selection is not None:
+        raise UsageError(
+            "a randomly stopped sweep is trained by one process",
+            hint="privft train PLAN without --launcher",
+        )
     wanted = _parsed(arguments)
     hosts = _hosts(wanted, config)
     link = config.ranks.link

@@ -8,21 +8,23 @@ the record of a budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from privft.audit.suite import load_suite
-from privft.budget.accounting import Cost, cost
+from privft.budget.accounting import cost
 from privft.budget.entries import format_time
 from privft.budget.filter import Admission, fits, steps_that_fit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Mechanism
+from privft.budget.priced import Cost
+from privft.budget.selection import AnyEvent, is_single
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PlanError, PolicyRefused, PrivftError
-from privft.plan import Plan, approval_message, stale_reasons
+from privft.plan import Plan, approval_message, charged_for, stale_reasons
 from privft.policy import Check, PlanFacts, Policy, check, enforce, let_out
 from privft.report import claim
 from privft.signing import Identity, canonical_json, sha256_hex
@@ -32,6 +34,7 @@ from privft.stages.data import check_extends, dataset_entry, newest_root, policy
 from privft.stages.modelling import model_facts
 from privft.stages.seen import check_runs
 from privft.stages.standing import check_witnessed
+from privft.sweep import candidates_of
 from privft.training.basemodel import BaseModel
 from privft.vault.manifest import read_manifest_text, unsigned_manifest
 from privft.workspace import Workspace
@@ -44,7 +47,7 @@ class Priced:
     plan: Plan
     base: BaseModel
     cost: Cost
-    substitute: Cost
+    substitute: Cost | None
     checks: list[Check]
     before: BudgetView
     admission: Admission
@@ -60,7 +63,7 @@ class Priced:
             "epsilon": self.cost.epsilon,
             "delta": self.plan.delta,
             "cost": self.cost.to_dict(),
-            "substitute": self.substitute.to_dict(),
+            "substitute": self.substitute and self.substitute.to_dict(),
             "mechanism": self.plan.mechanism,
             "budget": {
                 "cap": self.before.cap.to_dict(),
@@ -87,8 +90,8 @@ def plan_facts(
     """What the policy's rules are about."""
     config = plan.the_config()
     return PlanFacts(
-        epsilon=plan.cost["epsilon_pld"],
-        epsilon_rdp=plan.cost["epsilon_rdp"],
+        epsilon=plan.epsilon,
+        two_accountants=None not in (plan.cost["epsilon_pld"], plan.cost["epsilon_rdp"]),
         delta=plan.delta,
         unit=plan.mechanism["unit"],
         declared_units=config.privacy.declared_units,
@@ -120,9 +123,9 @@ def make_plan(
     check_declared(config, dataset)
     _check_form(workspace, config)
     mechanism = mechanism_of(config)
-    events = (mechanism.event(), *config.score_events())
+    events = charged_for(config, mechanism)
     priced = cost(events, config.privacy.delta_value)
-    substitute = cost(events, config.privacy.delta_value, adjacency="substitute")
+    substitute = _substitute(events, config.privacy.delta_value)
     view = ledger.budget(dataset["lineage"])
     plan = Plan(
         created=format_time(datetime.now(UTC)),
@@ -134,7 +137,7 @@ def make_plan(
         delta=config.privacy.delta_value,
         max_records_per_unit=config.privacy.records_per_unit,
         cost=priced.to_dict(),
-        substitute=substitute.to_dict(),
+        substitute=None if substitute is None else substitute.to_dict(),
         config=config.to_dict(),
         config_sha256=config.digest,
         policy=policy.to_dict(),
@@ -171,6 +174,11 @@ def make_plan(
     )
 
 
+def _substitute(events: Sequence[AnyEvent], delta: float) -> Cost | None:
+    """What replacing a unit costs, where an accountant knows that."""
+    return None if is_single(events) else cost(events, delta, adjacency="substitute")
+
+
 def check_declared(config: RunConfig, dataset: Mapping[str, Any]) -> None:
     """Raise `ConfigError` when the config declares other things than the data set was made with."""
     declared = {"unit": config.privacy.unit, "declared_units": config.privacy.declared_units}
@@ -200,9 +208,10 @@ def _check_form(workspace: Workspace, config: RunConfig) -> None:
             f"form {manifest.fields.form}",
             hint="it goes with --prompt and --completion of privft vault create; leave it out",
         )
-    if config.evaluation.held_out is not None and manifest.caps.held_out_share == 0:
+    scored = config.evaluation.held_out or (config.selection and config.selection.held_out)
+    if scored and manifest.caps.held_out_share == 0:
         raise ConfigError(
-            f"evaluation.held_out asks for a score, and data set {config.dataset} sets no units "
+            f"a score on held-out units is asked for, and data set {config.dataset} sets no units "
             "aside",
             hint="a vault made with --held-out-share has some",
         )
@@ -226,6 +235,15 @@ def _exceeded(
             "what they held counts as all that was left",
             hint="nothing more can be trained on it; privft ledger show says what is known",
         )
+    needs = (
+        f"this run needs epsilon {admission.epsilon_needed:.2f} more of the budget, and policy "
+        f"{policy.name!r} has {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} left for dataset "
+        f"{config.dataset}"
+    )
+    if config.selection is not None:
+        return BudgetExceeded(
+            needs, hint="fewer repetitions on average, fewer steps, or more noise"
+        )
     spent = (*view.spent, *view.reserved, *config.score_events())
     steps = steps_that_fit(view.cap, spent, mechanism.event())
     affordable = affordable_epsilon(config, policy, view)
@@ -235,9 +253,7 @@ def _exceeded(
     if steps:
         choices.append(f"{steps} steps instead of {mechanism.steps}")
     return BudgetExceeded(
-        f"this run needs epsilon {admission.epsilon_needed:.2f} more of the budget, and policy "
-        f"{policy.name!r} has {view.epsilon_left:.2f} of {view.cap.epsilon:.2f} left for dataset "
-        f"{config.dataset}",
+        needs,
         hint=(" or ".join(choices) + " (privft plan --fit)")
         if choices
         else "nothing of this kind fits any more: the data set's budget is used up",
@@ -286,7 +302,9 @@ def check_unedited(plan: Plan) -> None:
     config, mechanism = plan.the_config(), plan.the_mechanism()
     events, privacy = plan.events(), config.privacy
     priced = cost(events, plan.delta)
-    substitute = cost(events, plan.delta, adjacency="substitute")
+    substitute = _substitute(events, plan.delta)
+    if config.selection is not None:
+        candidates_of(config)  # every one of them is a config
     noise = privacy.noise_multiplier or mechanism.noise_multiplier
     stated = {
         "mechanism": (mechanism, mechanism_with(config, noise)),
@@ -296,10 +314,11 @@ def check_unedited(plan: Plan) -> None:
         "suite": (plan.suite, config.audit.suite),
         "policy": (sha256_hex(canonical_json(plan.policy)), plan.policy_sha256),
         "cost": (claim.compare(plan.cost, priced.to_dict()), []),
-        "substitute": (claim.compare(plan.substitute, substitute.to_dict()), []),
+        "substitute": (claim.compare(plan.substitute, substitute and substitute.to_dict()), []),
     }
     wrong = [name for name, (says, follows) in stated.items() if says != follows]
-    if privacy.target_epsilon is not None and priced.epsilon > privacy.target_epsilon * (1 + 1e-6):
+    alone = cost([mechanism.event()], plan.delta) if config.selection is not None else priced
+    if privacy.target_epsilon is not None and alone.epsilon > privacy.target_epsilon * (1 + 1e-6):
         wrong.append("target_epsilon")
     if wrong:
         raise PlanError(

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from privft.budget.accounting import cost
-from privft.budget.filter import Cap, gauge, rdp
+from privft.budget.filter import Cap, gauge
 from privft.budget.judged import RunRecord
 from privft.budget.ledger import Ledger
+from privft.budget.priced import stated_epsilon
+from privft.budget.selection import total_rdp
 from privft.errors import IntegrityError, OrderError, UsageError
 from privft.plan import Plan, parse_plan
 from privft.policy import check
@@ -176,9 +178,9 @@ def burn_down(
 
 def spent_after(ledger: Ledger, cap: Cap, lineage: str) -> Iterator[tuple[RunRecord, float]]:
     """Each run of a lineage and what the filter counts after it, oldest first."""
-    sums = rdp((), cap.orders)
+    sums = total_rdp((), cap.orders)
     for record in ledger.runs(lineage):
-        costs = rdp(record.charged, cap.orders)
+        costs = total_rdp(record.charged, cap.orders)
         sums = tuple(a + b for a, b in zip(sums, costs, strict=True))
         yield record, gauge(cap, sums)
 
@@ -191,5 +193,5 @@ def _alone(ledger: Ledger, record: RunRecord, delta: float) -> float:
     planned, charged = reserved["epsilon"], [event.to_dict() for event in record.charged]
     whole = sorted(map(canonical_json, charged)) == sorted(map(canonical_json, reserved["events"]))
     if whole and planned["delta"] == delta:
-        return float(planned["epsilon_pld"])
+        return stated_epsilon(planned)
     return cost(record.charged, delta).epsilon

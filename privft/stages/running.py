@@ -7,6 +7,8 @@ The order is a law (DESIGN.md, invariants 3 and 4):
     2  reserve the worst case in the ledger           exclusive, durable
     3  seal the run's secrets                         fresh operating-system randomness
     4  per step: journal the intent, then draw noise
+       (a randomly stopped sweep: all steps of all
+       repetitions, as `selecting` has it)
     5  seal the adapter, and a score on held-out units with its noise where one was asked for
     6  settle                                         charges what ran
     7  destroy the run secret and the checkpoints
@@ -22,17 +24,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from privft.audit.attacks import Claim, claim_of
-from privft.audit.canaries import Canary, make_canaries, sample_texts
 from privft.audit.selfcheck import Check, check_mechanism
 from privft.audit.stepcheck import check_step
-from privft.audit.suite import Suite, load_suite
+from privft.audit.suite import load_suite
+from privft.budget.accounting import cost
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Mechanism
 from privft.errors import InputError, IntegrityError, OrderError, PlanError, PrivftError
 from privft.plan import Plan, parse_plan
 from privft.randomness import KeyedStreams, fresh_secret
@@ -40,20 +41,15 @@ from privft.signing import Identity, SigningKey, sha256_hex
 from privft.stages import seen
 from privft.stages.data import open_vault
 from privft.stages.heldout import seal_score
-from privft.stages.modelling import (
-    VaultUnits,
-    Workbench,
-    check_base,
-    evaluation_file,
-    find_base,
-    labelled_texts,
-    shape_of,
-)
+from privft.stages.modelling import VaultUnits, Workbench, check_base, evaluation_file, find_base
 from privft.stages.planning import check_fresh
+from privft.stages.planted import canaries_of, drafted
 from privft.stages.ranked import hand_over, step_context
 from privft.stages.sealedrun import SealedRun, config_folder_of, forget_secrets
+from privft.stages.selecting import NOTHING, train_repetitions
 from privft.training import adapter
 from privft.training.loop import StepReport, train
+from privft.training.losses import TrainedModel
 from privft.training.ranks import ALONE, Ranks
 from privft.training.sharding import shard_base
 from privft.vault.keys import KeyOpener
@@ -205,64 +201,6 @@ def stored_plan(
     return plan, place
 
 
-def canaries_of(plan: Plan, sealed: SealedRun, workbench: Workbench) -> list[Canary]:
-    """The run's canaries with their coins, made from their sealed secret.
-
-    Their digest is sealed the first time; later the same ones must come out again, so that an
-    audit by another version of the software cannot quietly look for canaries that never were.
-    """
-    suite, _ = load_suite(plan.suite)
-    streams = KeyedStreams(sealed.unseal("canaries"))
-    canaries = _canaries(
-        plan, suite, streams, workbench, sealed.vault, config_folder_of(sealed.folder)
-    )
-    rows = [[canary.kind, canary.unit, canary.included] for canary in canaries]
-    digest = sha256_hex(json.dumps(rows, sort_keys=True).encode()).encode()
-    if not sealed.has("canaries-digest"):
-        sealed.seal("canaries-digest", digest)
-    elif sealed.unseal("canaries-digest") != digest:
-        raise IntegrityError(
-            f"the canaries of run {sealed.run} do not come out as they were trained",
-            hint="use the version of privft that trained the run, and the same evaluation file",
-        )
-    return canaries
-
-
-def _canaries(
-    plan: Plan,
-    suite: Suite,
-    streams: KeyedStreams,
-    workbench: Workbench,
-    vault: Vault,
-    config_folder: Path,
-) -> list[Canary]:
-    config = workbench.config
-    specs = suite.specs(config.task)
-    wrong = max((spec.count for spec in specs if spec.kind == "mislabelled"), default=0)
-    labelled = labelled_texts(config, vault.fields, relative_to=config_folder, count=wrong)
-    return make_canaries(
-        suite,
-        streams,
-        task=config.task,
-        shape=shape_of(vault),
-        vocabulary=workbench.vocabulary(),
-        records_per_unit=plan.max_records_per_unit,
-        examples=labelled or _examples(suite, streams, workbench),
-    )
-
-
-def _examples(
-    suite: Suite, streams: KeyedStreams, workbench: Workbench
-) -> list[tuple[str, str | None]]:
-    """Texts drawn from the base model, for suites with canaries that need them."""
-    needed = [s.count for s in suite.specs(workbench.config.task) if s.kind == "synthetic"]
-    if not needed:
-        return []
-    model = workbench.base_module()
-    texts = sample_texts(model, workbench.tokenizer, streams, count=max(needed))
-    return [(text, None) for text in texts]
-
-
 def claim_of_plan(plan: Plan, *, relatives: bool = False) -> Claim:
     """What the run promises, for attacks to contradict: its own trade-off curve.
 
@@ -271,17 +209,26 @@ def claim_of_plan(plan: Plan, *, relatives: bool = False) -> Claim:
     """
     return claim_of(
         plan.events(),
-        epsilon=float(plan.cost["epsilon_pld"]),
+        epsilon=plan.epsilon,
         delta=plan.delta,
         relatives=relatives,
     )
+
+
+def _claim_of_training(plan: Plan) -> Claim:
+    """What one training promises: the whole run, or one repetition of a randomly stopped sweep."""
+    selection = plan.the_selection()
+    if selection is None:
+        return claim_of_plan(plan)
+    alone = cost(selection.events, plan.delta).epsilon
+    return claim_of(selection.events, epsilon=alone, delta=plan.delta, relatives=False)
 
 
 def _self_check(plan: Plan, workbench: Workbench) -> list[Check]:
     suite, _ = load_suite(plan.suite)
     mechanism = plan.the_mechanism()
     checks = check_mechanism(
-        suite.selfcheck, fresh_secret(), mechanism=mechanism, claim=claim_of_plan(plan)
+        suite.selfcheck, fresh_secret(), mechanism=mechanism, claim=_claim_of_training(plan)
     )
     checks += check_step(
         workbench.fresh(),
@@ -322,7 +269,7 @@ def _rehearse(plan: Plan, vault: Vault, workbench: Workbench, config_folder: Pat
         )
     suite, _ = load_suite(plan.suite)
     streams = KeyedStreams(fresh_secret())
-    for canary in _canaries(plan, suite, streams, workbench, vault, config_folder):
+    for canary in drafted(plan, suite, streams, workbench, vault, config_folder):
         workbench.encode(canary.unit)
 
 
@@ -337,65 +284,87 @@ def _train_and_settle(
     ranks: Ranks,
     resume: bytes | None = None,
 ) -> None:
-    run, mechanism = sealed.run, plan.the_mechanism()
-    secret = sealed.unseal("secret")
+    run, secret = sealed.run, sealed.unseal("secret")
     included = [canary for canary in canaries_of(plan, sealed, workbench) if canary.included]
     canaries = [workbench.encode(canary.unit) for canary in included]
     hand_over(ranks, sealed, plan, secret=secret, canaries=canaries, state=resume)
-    model = workbench.fresh()
-    if workbench.config.ranks.shard_base:
-        shard_base(model, ranks)
-    untrained = adapter.trained_snapshot(model)
+
+    def give_up(reason: str) -> NoReturn:
+        close(ledger, run, folder=sealed.folder, actor=actor, reason=reason)
 
     def journal(step: int, digest: str) -> None:
         try:
             ledger.journal(run, step, digest)
         except OrderError as error:
             # Another state than the one whose noise may be known already.
-            close(ledger, run, folder=sealed.folder, actor=actor, reason=error.message)
+            give_up(error.message)
 
-    train(
-        model,
-        units=VaultUnits(sealed.vault, workbench),
-        canaries=canaries,
-        mechanism=mechanism,
-        max_records_per_unit=plan.max_records_per_unit,
-        optimisation=workbench.optimisation(),
-        performance=workbench.performance(),
-        streams=KeyedStreams(secret),
-        context=step_context(plan, workbench, ranks),
-        journal=journal,
-        save=lambda state: sealed.seal("checkpoint", state),
-        resume=resume,
-        tell=watch.step,
-        ranks=ranks,
-    )
-    if not adapter.has_moved(model, untrained):
-        reason = "the adapter did not move"
-        close(ledger, run, folder=sealed.folder, actor=actor, reason=reason)
-    files = adapter.adapter_files(model, base_name=workbench.base.name)
+    def train_one(
+        bench: Workbench,
+        streams: KeyedStreams,
+        *,
+        save: Callable[[bytes], None],
+        resume: bytes | None,
+        first: int = 0,
+        context: Mapping[str, Any] | None = None,
+    ) -> TrainedModel:
+        model = bench.fresh()
+        if bench.config.ranks.shard_base:
+            shard_base(model, ranks)
+        untrained = adapter.trained_snapshot(model)
+        train(
+            model,
+            units=VaultUnits(sealed.vault, bench),
+            canaries=canaries,
+            mechanism=plan.the_mechanism(),
+            max_records_per_unit=plan.max_records_per_unit,
+            optimisation=bench.optimisation(),
+            performance=bench.performance(),
+            streams=streams,
+            context={**step_context(plan, bench, ranks), **(context or {})},
+            journal=lambda step, digest: journal(first + step, digest),
+            save=save,
+            resume=resume,
+            tell=lambda report: watch.step(replace(report, step=first + report.step)),
+            ranks=ranks,
+        )
+        if not adapter.has_moved(model, untrained):
+            give_up("the adapter did not move")
+        return model
+
+    selection = plan.the_selection()
+    if selection is None:
+        kept: TrainedModel | None = train_one(
+            workbench,
+            KeyedStreams(secret),
+            save=lambda state: sealed.seal("checkpoint", state),
+            resume=resume,
+        )
+    else:
+        watch.say(f"training {selection.most} repetitions; how many of them count stays hidden")
+        kept = train_repetitions(
+            plan,
+            selection,
+            sealed,
+            workbench,
+            secret=secret,
+            train_one=train_one,
+            resume=resume,
+        )
+    if kept is None:
+        give_up(NOTHING)
+    files = adapter.adapter_files(kept, base_name=workbench.base.name)
     sealed.seal_adapter(files)
     if workbench.config.evaluation.held_out is not None:
         watch.say("measuring the units that are set aside; what is kept of it is noised")
         seal_score(sealed, workbench, files, context=step_context(plan, workbench, ranks))
-    _settle(ledger, run, mechanism, files, actor=actor)
-    forget_secrets(sealed.folder)
-    seen.keep(sealed.folder, ledger)
-
-
-def _settle(
-    ledger: Ledger,
-    run: str,
-    mechanism: Mechanism,
-    files: Mapping[str, bytes],
-    *,
-    actor: Identity,
-) -> None:
     ledger.settle(
         run,
         actor=actor.name,
         outcome="completed",
         reason="all steps ran",
-        steps_drawn=mechanism.steps,
+        steps_drawn=ledger.run(run).steps,
         adapter={name: sha256_hex(data) for name, data in files.items()},
     )
+    forget_secrets(sealed.folder)
+    seen.keep(sealed.folder, ledger)

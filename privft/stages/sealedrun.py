@@ -4,12 +4,14 @@
       plan.json               the plan, as approved (public)
       place.json              what paths in its config are relative to
       secret.sealed           the run secret; gone at settlement
-      checkpoint.sealed       the newest training state; gone at settlement
+      checkpoint.sealed       the newest training state (of a randomly stopped sweep also
+                              the best so far); gone at settlement
       run-key.sealed          the Ed25519 seed that signs the statement
       canaries.sealed         the secret that the canaries' coins and texts are made from
       selfcheck.sealed        what the checks before the first step found (JSON)
       ranks.sealed            on how many processes and hosts it was trained (JSON); if on several
       adapter/NAME.sealed     what was trained
+      chosen.sealed           of a randomly stopped sweep: which candidate was kept (JSON)
       score.sealed            the noised score on held-out units, if one was asked for (JSON)
       audit-private.sealed    findings on real units, for the enclave's eyes (JSON)
       statement.dsse.json, report.html, ...     after the audit (public)

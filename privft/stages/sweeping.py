@@ -4,6 +4,9 @@ The price is what the ledger would charge: the sum of all candidates run by run,
 random stopping.  The first has two accountants; the second has RDP alone, and says so.  Either is
 asked of the Renyi filter as it stands now; a sweep that would not be admitted whole is refused with
 how much of it would be.
+
+A randomly stopped sweep with a `most` is a run: it is planned as one (`planning.make_plan`), and
+not here.
 """
 
 from __future__ import annotations
@@ -14,21 +17,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from privft.budget.accounting import Cost, cost
-from privft.budget.filter import Admission, admit_sums, rdp
+from privft.budget.accounting import cost
+from privft.budget.filter import Admission, admit
 from privft.budget.history import BudgetView
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Event, Mechanism
-from privft.budget.selection import AnyEvent, Selection, SingleCost, single_cost, total_rdp
+from privft.budget.mechanism import Mechanism
+from privft.budget.priced import Cost
+from privft.budget.selection import AnyEvent, is_single
 from privft.config import RunConfig
 from privft.errors import BudgetExceeded, ConfigError, PolicyRefused
+from privft.plan import charged_for
 from privft.stages.affording import mechanism_of
 from privft.stages.data import dataset_entry, policy_of
 from privft.stages.planning import check_declared
-from privft.sweep import Sweep
+from privft.sweep import Sweep, candidates
 from privft.workspace import Workspace
 
-NOT_RUN = "privft does not run a randomly stopped sweep: this is its price"
+NO_END = (
+    "nothing that runs this ends in a time that is known beforehand: stopping.most makes it a run"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +50,12 @@ class SweepPrice:
     charge: str
     candidates: tuple[tuple[str, Mechanism, Cost], ...]
     events: tuple[AnyEvent, ...]
-    total: Cost | SingleCost
+    total: Cost
     before: BudgetView
     admission: Admission
 
     def to_dict(self) -> dict[str, Any]:
         """For `privft plan SWEEP --json`."""
-        single = isinstance(self.total, SingleCost)
         return {
             "sweep": self.charge,
             "dataset": self.dataset,
@@ -58,8 +64,8 @@ class SweepPrice:
                 for label, mechanism, alone in self.candidates
             ],
             "events": [event.to_dict() for event in self.events],
-            "total": {**({"epsilon_pld": None} if single else {}), **self.total.to_dict()},
-            "executable": not single,
+            "total": self.total.to_dict(),
+            "executable": not is_single(self.events),
             "budget": {
                 "cap": self.before.cap.to_dict(),
                 "epsilon_spent": self.before.epsilon_spent,
@@ -69,65 +75,48 @@ class SweepPrice:
         }
 
 
-def price(
-    workspace: Workspace,
-    ledger: Ledger,
-    sweep: Sweep,
-    candidates: Sequence[tuple[str, RunConfig]],
-) -> SweepPrice:
+def price(workspace: Workspace, ledger: Ledger, sweep: Sweep, base: RunConfig) -> SweepPrice:
     """Price a sweep; opens no record, writes nothing.
 
     Raises `PolicyRefused` when a candidate by itself is beyond what the policy gives a run, and
     `BudgetExceeded` when the budget does not admit the whole.
     """
-    first = candidates[0][1]
-    dataset = dataset_entry(ledger, first.dataset).body
-    policy = policy_of(workspace, ledger, first.dataset)
-    mechanisms, delta = _mechanisms(candidates), first.privacy.delta_value
+    dataset = dataset_entry(ledger, base.dataset).body
+    policy = policy_of(workspace, ledger, base.dataset)
+    each = candidates(base, sweep.vary, source="the sweep")
+    mechanisms, delta = _mechanisms(each), base.privacy.delta_value
     priced = []
-    for (label, config), mechanism in zip(candidates, mechanisms, strict=True):
+    for (label, config), mechanism in zip(each, mechanisms, strict=True):
         check_declared(config, dataset)
-        if (config.dataset, config.privacy.delta_value) != (first.dataset, delta):
+        if (config.dataset, config.privacy.delta_value) != (base.dataset, delta):
             raise ConfigError("the candidates of a sweep share one data set and one delta")
-        alone = cost([mechanism.event(), *config.score_events()], delta)
+        alone = cost(charged_for(config, mechanism), delta)
         if alone.epsilon > policy.max_epsilon_per_run.value:
             raise PolicyRefused(
                 f"policy {policy.name!r} wants max_epsilon_per_run "
                 f"{policy.max_epsilon_per_run.value:g}, and {label} has {alone.epsilon:.4g}"
             )
         priced.append((label, mechanism, alone))
-    runs = [
-        (mechanism.event(), *config.score_events())
-        for (_, config), mechanism in zip(candidates, mechanisms, strict=True)
-    ]
-    events: tuple[AnyEvent, ...] = tuple(itertools.chain.from_iterable(runs))
-    total: Cost | SingleCost
-    if sweep.charge == "random-stopping":
-        if len(set(mechanisms)) > 1:
-            raise ConfigError(
-                "the candidates of a randomly stopped sweep cost different amounts",
-                hint="vary only what costs nothing, or charge: run-by-run",
-            )
-        if any(config.score_events() for _, config in candidates):
-            raise ConfigError(
-                "a randomly stopped sweep has a score of its own, and lets out no other",
-                hint="no evaluation.held_out in its base",
-            )
-        events = (sweep.selection(mechanisms[0].event()),)
-        total = single_cost(events, delta)
+    if base.selection is not None:
+        runs = [charged_for(base, mechanisms[0])]
     else:
-        total = cost([event for event in events if isinstance(event, Event)], delta)
+        runs = [
+            charged_for(config, mechanism)
+            for (_, config), mechanism in zip(each, mechanisms, strict=True)
+        ]
+    events = tuple(itertools.chain.from_iterable(runs))
+    total = cost(events, delta)
     view = ledger.budget(dataset["lineage"])
     admission = _ask(view, events)
     if view.exhausted or not admission.admitted:
         raise BudgetExceeded(
             f"this sweep needs epsilon {admission.epsilon_needed:.2f} more of the budget, and "
             f"{view.epsilon_left:.2f} of {view.cap.epsilon:.2f} is left for dataset "
-            f"{first.dataset}",
+            f"{base.dataset}",
             hint=_hint(view, events, runs),
         )
     return SweepPrice(
-        dataset=first.dataset,
+        dataset=base.dataset,
         charge=sweep.charge,
         candidates=tuple(priced),
         events=events,
@@ -149,15 +138,15 @@ def _mechanisms(candidates: Sequence[tuple[str, RunConfig]]) -> list[Mechanism]:
 
 
 def _ask(view: BudgetView, events: Sequence[AnyEvent]) -> Admission:
-    orders = view.cap.orders
-    spent = rdp((*view.spent, *view.reserved), orders)
-    return admit_sums(view.cap, spent, total_rdp(events, orders))
+    return admit(view.cap, (*view.spent, *view.reserved), events)
 
 
-def _hint(view: BudgetView, events: Sequence[AnyEvent], runs: Sequence[tuple[Event, ...]]) -> str:
+def _hint(
+    view: BudgetView, events: Sequence[AnyEvent], runs: Sequence[tuple[AnyEvent, ...]]
+) -> str:
     if view.exhausted:
         return "the budget was spent whole by a recovery"
-    if isinstance(events[0], Selection):
+    if is_single(events):
         return "fewer repetitions on average, fewer steps, or more noise"
     fitting = next(
         (

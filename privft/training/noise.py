@@ -47,8 +47,10 @@ def add_noise(
     return noisy
 
 
-def describe(mechanism: Mechanism, *, numbers: int, epsilon: float) -> dict[str, Any]:
-    """What a report says of the noise of a run that trained so many numbers."""
+def describe(
+    mechanism: Mechanism, *, numbers: int, epsilon: float, repetitions: int = 1
+) -> dict[str, Any]:
+    """What a report says of the noise of a run that trained so many numbers, so many times over."""
     generator = "AES-256-CTR keyed by HMAC-SHA-256 of (run secret, step, parameter)"
     if mechanism.noise == "gaussian":
         return {
@@ -61,7 +63,7 @@ def describe(mechanism: Mechanism, *, numbers: int, epsilon: float) -> dict[str,
             "are ever released",
         }
     bits = grid_of(mechanism, numbers).bits
-    added = extra_delta(mechanism, numbers, epsilon)
+    added = repetitions * extra_delta(mechanism, numbers, epsilon)
     return {
         "generator": generator,
         "precision": f"whole numbers: gradients rounded to a grid, exact sums, discrete Gaussian "

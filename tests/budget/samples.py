@@ -10,7 +10,9 @@ from typing import Any
 from privft.budget.entries import Entry
 from privft.budget.filter import Cap
 from privft.budget.ledger import Ledger
-from privft.budget.mechanism import Mechanism
+from privft.budget.mechanism import Event, Mechanism
+from privft.budget.priced import single_cost
+from privft.budget.selection import Selection
 from privft.budget.signed import waiver_message
 from privft.signing import Identity, SigningKey
 
@@ -72,12 +74,34 @@ def reservation_body(
         "epsilon": {
             "epsilon_pld": 1.5,
             "epsilon_rdp": 1.75,
-            "rdp_note": None,
+            "note": None,
             "delta": 1e-6,
             "adjacency": "add-remove",
             "best_order": 9.0,
             "order_at_edge": False,
         },
+    }
+
+
+def selection(*, steps: int = 40, noise: float = 1.1, most: int = 5) -> Selection:
+    """The best of at most `most` trainings by `mechanism`, each scored on private units."""
+    return Selection(
+        events=(mechanism(steps=steps, noise=noise).event(), Event(noise_multiplier=20.0)),
+        mean=2.0,
+        shape=1.0,
+        most=most,
+    )
+
+
+def stopped_body(
+    *, steps: int = 40, noise: float = 1.1, most: int = 5, **body: Any
+) -> dict[str, Any]:
+    """The body of a reservation of a randomly stopped sweep."""
+    chosen = selection(steps=steps, noise=noise, most=most)
+    return {
+        **reservation_body(steps=steps, noise=noise, **body),
+        "events": [chosen.to_dict()],
+        "epsilon": single_cost([chosen], 1e-6).to_dict(),
     }
 
 

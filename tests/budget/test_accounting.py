@@ -22,11 +22,11 @@ from privft.budget.accounting import (
     cost,
     delta_for,
     max_steps,
-    merged,
-    rdp,
     tradeoff,
 )
 from privft.budget.mechanism import Event
+from privft.budget.renyi import rdp
+from privft.budget.selection import merged
 from privft.budget.tradeoff import deltas
 from privft.errors import AccountingError
 from tests.conftest import SHARED
@@ -137,7 +137,7 @@ def test_nothing_costs_nothing() -> None:
 def test_substitution_has_one_accountant_and_says_so() -> None:
     answer = cost([event(2.0, 0.05, 50)], 1e-6, adjacency="substitute")
     assert answer.epsilon_rdp is None
-    assert "substitution" in (answer.rdp_note or "")
+    assert "substitution" in (answer.note or "")
     assert answer.epsilon_pld > cost([event(2.0, 0.05, 50)], 1e-6).epsilon_pld
 
 
@@ -146,10 +146,10 @@ def test_substitution_of_a_plain_gaussian_is_twice_the_sensitivity_for_both_acco
     alone = cost([event(1.0), event(3.0, count=3)], 1e-6)
     assert double.epsilon == pytest.approx(alone.epsilon, abs=1e-3)
     assert double.epsilon_rdp == alone.epsilon_rdp
-    assert double.rdp_note is None
+    assert double.note is None
     mixed = cost([event(2.0), event(2.0, 0.05, 50)], 1e-6, adjacency="substitute")
     assert mixed.epsilon_rdp is None
-    assert "Poisson" in (mixed.rdp_note or "")
+    assert "Poisson" in (mixed.note or "")
 
 
 def test_an_unknown_relation_is_an_error() -> None:
@@ -162,7 +162,7 @@ def test_a_cost_fits_canonical_json() -> None:
     assert set(value) == {
         "epsilon_pld",
         "epsilon_rdp",
-        "rdp_note",
+        "note",
         "delta",
         "adjacency",
         "best_order",

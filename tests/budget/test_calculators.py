@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from privft.budget.accounting import cost, tradeoff
 from privft.budget.mechanism import Event
-from privft.budget.selection import Selection, single_cost
+from privft.budget.priced import single_cost
+from privft.budget.selection import Selection
 from privft.cli import main
 
 RUNS = [
@@ -54,7 +55,9 @@ def test_epsilon_of_a_selection_has_one_accountant_and_says_so(tmp_path: Path) -
     assert "one accountant only (RDP)" in shown
     substitute = ("--adjacency", "substitute")
     privft("epsilon", "--events", file, "--delta", DELTA, *substitute, code=1)
-    privft("tradeoff", "--events", file, code=1)
+    privft("tradeoff", "--events", file, *substitute, code=1)
+    curve = json.loads(privft("tradeoff", "--events", file, "--json").stdout)
+    assert curve == {**tradeoff([CHOSEN, RUNS[2]]).to_dict(), "max_accuracy": curve["max_accuracy"]}
     target = ("--target-epsilon", 2, "--delta", DELTA)
     privft("noise", "--events", file, *target, code=1)
 

@@ -12,13 +12,12 @@ from privft.budget.filter import (
     DEFAULT_ORDERS,
     Cap,
     admit,
-    conversion,
     fits,
     gauge,
-    rdp,
     steps_that_fit,
 )
 from privft.budget.mechanism import Event
+from privft.budget.renyi import conversion, rdp
 from privft.errors import AccountingError
 
 TEN = Cap(epsilon=2.0, delta=1e-5, orders=(10.0,))

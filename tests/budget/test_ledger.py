@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from privft.budget.filter import Cap, gauge, rdp
+from privft.budget.filter import Cap, gauge
 from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.budget.replay import verify_bundle
+from privft.budget.selection import total_rdp
 from privft.budget.store import NETWORK_FILE_SYSTEMS, file_system_of
 from privft.budget.translog import Checkpoint, verify_consistency, verify_inclusion
 from privft.errors import (
@@ -80,7 +81,7 @@ def test_a_run_is_reserved_journalled_settled_and_counted(ledger: Ledger) -> Non
     assert (
         view.epsilon_spent
         == reserved.epsilon_spent
-        == pytest.approx(gauge(CAP, rdp(view.spent, CAP.orders)))
+        == pytest.approx(gauge(CAP, total_rdp(view.spent, CAP.orders)))
     )
     assert view.epsilon_left == pytest.approx(CAP.epsilon - view.epsilon_spent)
     assert ledger.verify().runs == 1

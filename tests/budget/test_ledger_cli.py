@@ -94,6 +94,7 @@ def test_runs_composed_by_pld_are_shown_on_request_with_what_that_assumes(
         "epsilon_pld": together,
         "delta": CAP.delta,
         "holds": assumption,
+        "why_not": None,
     }
     assert rows[2]["composed"]["epsilon_pld"] == 0.0
 

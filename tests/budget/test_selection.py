@@ -11,17 +11,21 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from privft.budget.filter import conversion, rdp
+from privft.budget import selection as room
 from privft.budget.mechanism import Event
+from privft.budget.priced import single_cost
+from privft.budget.renyi import conversion, rdp
 from privft.budget.selection import (
     GRID,
     Selection,
+    chance_of_none,
+    draw_repetitions,
     event_from_dict,
-    single_cost,
     stopped_rdp,
     total_rdp,
 )
 from privft.errors import AccountingError
+from privft.randomness import KeyedStreams, Stream
 
 RUN = Event(noise_multiplier=4.0, sampling_probability=0.05, count=100)
 SCORE = Event(noise_multiplier=20.0)
@@ -171,6 +175,74 @@ def test_a_cut_at_64_of_a_geometric_number_of_mean_8_costs_2_thousandths() -> No
     assert 0.001 < near - far < 0.0025
 
 
+LAWS = [(None, 3.0, 9), (0.0, 3.0, 12), (0.5, 4.0, 20), (1.0, 8.0, 64), (3.0, 50.0, 90)]
+
+
+@pytest.mark.parametrize(("shape", "mean", "most"), LAWS)
+def test_the_weights_of_a_drawn_number_are_its_chances(
+    shape: float | None, mean: float, most: int
+) -> None:
+    weights = room._weights(mean, shape, most)
+    chances = chances_of(mean, shape, most)[shape is not None :]
+    chances /= chances.sum()
+    total = sum(weights)
+    assert [weight / total for weight in weights] == pytest.approx(list(chances), rel=1e-9)
+
+
+def drawn(shape: float | None, mean: float, most: int, *, times: int) -> np.ndarray:
+    chosen = Selection(events=(RUN,), mean=mean, shape=shape, most=most)
+    streams = KeyedStreams(bytes(range(32)))
+    numbers = [draw_repetitions(chosen, streams.stream("k", step=i)) for i in range(times)]
+    return np.bincount(numbers, minlength=most + 1)
+
+
+@pytest.mark.parametrize(("shape", "mean", "most"), LAWS)
+def test_numbers_are_drawn_by_their_chances_and_by_no_others(
+    shape: float | None, mean: float, most: int
+) -> None:
+    from scipy.stats import chisquare
+
+    seen = drawn(shape, mean, most, times=4000)
+    assert seen.sum() == 4000
+    assert seen[0] == 0 or shape is None
+    for other, right in ((mean, True), (mean * 1.25, False)):
+        chances = chances_of(other, shape, most)
+        expected = 4000 * chances / chances.sum()
+        often = expected >= 5
+        pairs = [[*each[often], each[~often].sum()] for each in (seen, expected)]
+        found = chisquare(*(np.array(pair)[np.array(pairs[1]) > 0] for pair in pairs)).pvalue
+        assert bool(found > 1e-3) is right
+
+
+def test_the_same_stream_gives_the_same_number() -> None:
+    chosen = Selection(events=(RUN,), mean=8.0, shape=1.0, most=64)
+    one, other = (KeyedStreams(bytes(32)).stream("k") for _ in range(2))
+    assert draw_repetitions(chosen, one) == draw_repetitions(chosen, other)
+
+
+class Ends(Stream):
+    """Answers with all zeros, or all ones first and then all zeros."""
+
+    def __init__(self, *answers: int) -> None:
+        self._answers = list(answers)
+
+    def bytes(self, count: int) -> bytes:
+        return bytes([self._answers.pop(0)]) * count
+
+
+def test_the_ends_of_the_range_are_never_passed() -> None:
+    law = Selection(events=(RUN,), mean=2.0, shape=1.0, most=6)
+    assert draw_repetitions(law, Ends(0)) == 1
+    assert draw_repetitions(law, Ends(255, 0)) == 1, "what is too large is drawn again"
+    assert draw_repetitions(Selection(events=(RUN,), mean=2.0, shape=None, most=6), Ends(0)) == 0
+
+
+def test_only_a_poisson_number_can_be_none() -> None:
+    poisson = Selection(events=(RUN,), mean=3.0, shape=None, most=30)
+    assert chance_of_none(poisson) == pytest.approx(math.exp(-3), rel=1e-9)
+    assert chance_of_none(Selection(events=(RUN,), mean=3.0, shape=0.0, most=30)) == 0
+
+
 def test_a_bound_without_its_terms_does_not_hold() -> None:
     """The test above can fail: one run's own divergence is no bound for the best of many."""
     p, q = np.array([0.9, 0.1]), np.array([0.95, 0.05])
@@ -215,7 +287,7 @@ def test_a_selection_costs_more_than_one_run_and_less_than_all_of_them() -> None
     chosen = single_cost([Selection(events=(RUN, SCORE), mean=mean, shape=1.0)], 1e-6)
     once, all_of_them = single_cost([RUN, SCORE], 1e-6), single_cost([RUN, SCORE] * 10, 1e-6)
     assert once.epsilon_rdp < chosen.epsilon_rdp < all_of_them.epsilon_rdp
-    assert "one accountant" in chosen.note
+    assert "one accountant" in (chosen.note or "")
 
 
 @settings(deadline=None, max_examples=20)

@@ -71,7 +71,7 @@ def made_up_facts() -> dict[str, Any]:
             "cost": {
                 "epsilon_pld": 1.9018042357527423,
                 "epsilon_rdp": 2.4420473239790694,
-                "rdp_note": None,
+                "note": None,
                 "delta": DELTA,
                 "adjacency": "add-remove",
                 "best_order": 7.5,
@@ -80,7 +80,7 @@ def made_up_facts() -> dict[str, Any]:
             "substitute": {
                 "epsilon_pld": 2.2383477039913626,
                 "epsilon_rdp": None,
-                "rdp_note": "the RDP accountant does not support substitution under Poisson",
+                "note": "the RDP accountant does not support substitution under Poisson",
                 "delta": DELTA,
                 "adjacency": "substitute",
                 "best_order": None,
@@ -112,6 +112,7 @@ def made_up_facts() -> dict[str, Any]:
                 "count": STEPS,
             }
         ],
+        "selection": None,
         "noise": {
             "generator": "ChaCha20 keyed by (run secret, stream, step, parameter), Box-Muller",
             "precision": "plain float",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from privft.config import EvaluationConfig, HeldOutConfig, parse_config
+from privft.config import parse_config
+from privft.evaluating import EvaluationConfig, HeldOutConfig
 from privft.plan import ModelFacts, Plan
 from privft.report.planpage import render_plan
 from tests.report.made_up import hexes

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from privft.budget.accounting import cost
+from privft.budget.ledger import Ledger
 from privft.budget.mechanism import Event
 from privft.config import parse_config
 from privft.policy import load_policy
@@ -167,7 +168,7 @@ def test_a_run_killed_around_its_score_ends_with_the_score_that_it_would_have_ha
         raise Killed
 
     with monkeypatch.context() as patch:
-        holder, name = (running, "seal_score") if moment == "before" else (running, "_settle")
+        holder, name = (running, "seal_score") if moment == "before" else (Ledger, "settle")
         patch.setattr(holder, name, dies)
         with pytest.raises(Killed):
             trained(cut, cut.folder / "run.plan", code=None)

@@ -1,4 +1,4 @@
-"""A sweep is priced before any of its runs, as the ledger would charge it; and is not run."""
+"""A sweep is priced before any of its runs, as the ledger would charge it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import yaml
 
 from privft.budget.accounting import cost
 from privft.budget.mechanism import Event
-from privft.budget.selection import event_from_dict, single_cost
+from privft.budget.priced import single_cost
+from privft.budget.selection import event_from_dict
 from tests.stages.world import World, base
 
 VARY: dict[str, Any] = {"training.learning_rate": [0.01, 0.02], "lora.r": [2, 4]}
 STOPPED: dict[str, Any] = {
     "charge": "random-stopping",
     "stopping": {"distribution": "truncated-negative-binomial", "shape": 0.0, "mean": 3.0},
-    "score": {"noise_multiplier": 30.0},
+    "score": {"noise_multiplier": 30.0, "loss_bound": 8.0, "units": 10},
+    "vary": {"training.learning_rate": [0.01, 0.02], "lora.lora_alpha": [2, 4]},
 }
 
 
@@ -77,19 +79,30 @@ def test_random_stopping_is_one_event_with_one_accountant(world: World) -> None:
     assert said["total"]["epsilon_rdp"] == single_cost([event], said["total"]["delta"]).epsilon_rdp
     assert len(row["events"]) == 2, "the score is part of what is charged"
     assert not said["executable"]
-    cut = STOPPED["stopping"] | {"most": 12}
-    ending = world.privft("plan", written(world, **STOPPED | {"stopping": cut}), "--json").json
-    assert ending["total"]["epsilon_rdp"] > said["total"]["epsilon_rdp"]
     free = written(world, **STOPPED | {"score": "public"})
     cheaper = world.privft("plan", free, "--json").json
     assert cheaper["total"]["epsilon_rdp"] < said["total"]["epsilon_rdp"]
-    assert "does not run a randomly stopped sweep" in world.privft("plan", free).err
+    assert "stopping.most makes it a run" in world.privft("plan", free).err
 
 
-def test_a_sweep_is_not_trained(world: World) -> None:
+def test_a_sweep_is_no_plan(world: World) -> None:
     for changes in ({}, STOPPED):
         done = world.privft("train", written(world, **changes), code=14)
-        assert "is a sweep, which is priced and not run" in done.err
+        assert "is a sweep, and no plan" in done.err
+        output = ("-o", world.folder / "out.plan")
+        done = world.privft("plan", written(world, **changes), *output, code=2)
+        assert "priced, and leaves no plan" in done.err
+        assert "stopping.most" in done.err
+
+
+def test_a_config_is_no_place_for_a_selection(world: World) -> None:
+    config = written(world, **STOPPED).parent / "run.yaml"
+    chosen = {name: STOPPED[name] for name in ("vary", "score")}
+    stopping = {**STOPPED["stopping"], "most": 12}
+    body = yaml.safe_load(config.read_text()) | {"selection": {**chosen, "stopping": stopping}}
+    config.write_text(yaml.safe_dump(body))
+    done = world.privft("plan", config, code=2)
+    assert "selection is what a sweep file is turned into" in done.err
 
 
 def test_a_sweep_beyond_the_budget_is_refused_with_how_much_fits(world: World) -> None:
@@ -115,7 +128,9 @@ def test_a_sweep_beyond_the_budget_is_refused_with_how_much_fits(world: World) -
         ({"charge": "random-stopping"}, "stopping and score"),
         ({"score": "public"}, "stopping and score"),
         (STOPPED | {"score": None}, "stopping and score"),
-        (STOPPED | {"vary": {"privacy.max_steps": [2, 3]}}, "cost different amounts"),
+        (STOPPED | {"vary": {"privacy.max_steps": [2, 3]}}, "privacy.max_steps varies"),
+        (STOPPED | {"vary": {"lora.r": [2, 4]}}, "cost, take and look the same"),
+        (STOPPED | {"score": {"noise_multiplier": 30.0}}, "score"),
         (STOPPED | {"stopping": {"distribution": "poisson", "mean": 3.0, "shape": 1.0}}, "shape"),
         (STOPPED | {"stopping": {"distribution": "geometric", "mean": 3.0}}, "distribution"),
         (STOPPED | {"stopping": {"distribution": "poisson", "mean": 9.0, "most": 8}}, "most"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import special, stats
 
-from privft.budget.filter import rdp
 from privft.budget.mechanism import Event
+from privft.budget.renyi import rdp
 from privft.randomness import KeyedStreams
 from privft.training import discrete
 from privft.training.clipping import UnitGradients
