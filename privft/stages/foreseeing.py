@@ -98,8 +98,8 @@ class Foreseen:
                 "time",
                 "not known: this machine has too little memory for it to be tried here"
                 if step is None
-                else f"at most {_duration(step)} a step and {_duration(step * self.steps)} in all "
-                f"on a machine like this, if every record has max_length tokens{apart}",
+                else f"{_duration(step)} a step and {_duration(step * self.steps)} in all at this "
+                f"machine's pace just now, if every record has max_length tokens{apart}",
             ],
         ]
         if self.ranks > 1:
