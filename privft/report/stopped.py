@@ -42,13 +42,13 @@ def paragraphs(selection: Selection, asked: SelectionConfig, *, will: bool) -> l
         if selection.shape is None
         else ""
     )
-    tense = "will be" if will else "were"
+    was, were = ("will be", "will be") if will else ("was", "were")
     return [
-        f"Random stopping (Papernot and Steinke 2022): {selection.most} trainings {tense} run from "
+        f"Random stopping (Papernot and Steinke 2022): {selection.most} trainings {were} run from "
         f"the start, each with settings drawn at random ({names}) and with noise and samples of "
-        f"its own. How many of them count, K, {'will be' if will else 'was'} drawn at random; the "
-        f"best of the first K {'will be' if will else 'was'} kept, by {scored}. The others "
-        f"{'will be' if will else 'were'} destroyed.{none}",
+        f"its own. How many of them count, K, {was} drawn at random; the "
+        f"best of the first K {was} kept, by {scored}. The others "
+        f"{were} destroyed.{none}",
         f"K stays hidden: all {selection.most} trainings take place, in time, journal and ledger, "
         "whatever it is, and neither the scores nor the settings of the others are told. The price "
         "of choosing holds only because of that: whoever reads the memory of the machine while it "

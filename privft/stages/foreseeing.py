@@ -30,7 +30,7 @@ from privft.sizing import (
     memory,
     wire_bytes,
 )
-from privft.stages.modelling import choose_device, lora_spec
+from privft.stages.modelling import choose_device, lora_spec, set_up
 from privft.training.basemodel import BaseModel
 from privft.training.examples import bucket_of, buckets_upto
 from privft.training.rehearsal import Pace, Rehearsal
@@ -191,6 +191,7 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
     device = choose_device(config.performance.device)
     pace = seconds = None
     if found.peak < _memory_of(device):
+        set_up(config)
         pace = Rehearsal(
             base=base,
             setting=setting,
@@ -198,7 +199,6 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
             batch=longest,
             token_budget=budget,
             device=device,
-            threads=config.performance.threads,
         ).pace()
         seconds = pace.seconds(setting, tokens=share * longest.tokens)
     return Foreseen(

@@ -68,6 +68,13 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if usable else "cpu")
 
 
+def set_up(config: RunConfig) -> None:
+    """Kernels and number of threads of this process, as the run has them."""
+    use_reproducible_kernels()
+    if config.performance.threads is not None:
+        torch.set_num_threads(config.performance.threads)
+
+
 def lora_spec(config: RunConfig) -> adapter.LoraSpec | None:
     """The adapter of a config; None where a head alone is trained."""
     lora = config.lora
@@ -95,10 +102,8 @@ class Workbench:
 
     @staticmethod
     def of(config: RunConfig, base: basemodel.BaseModel) -> Workbench:
-        """Load the tokenizer and set the number of threads."""
-        use_reproducible_kernels()
-        if config.performance.threads is not None:
-            torch.set_num_threads(config.performance.threads)
+        """Load the tokenizer, and set this process up."""
+        set_up(config)
         return Workbench(config=config, base=base, tokenizer=basemodel.load_tokenizer(base))
 
     @property

@@ -262,10 +262,8 @@ def load_model(
     """
     if weights_digest(model.folder) != model.weights_sha256:
         raise IntegrityError(f"the weights of {model.name} changed after they were checked")
-    transformers = _transformers()
-    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
     try:
-        module, info = auto.from_pretrained(
+        module, info = _auto(task).from_pretrained(
             model.folder,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
@@ -279,8 +277,6 @@ def load_model(
             f"transformers cannot load {model.name} for {task}",
             hint="its config.json must name an architecture that transformers has for this task",
         ) from error
-    if task == "sequence-classification" and getattr(module, "pooler", None) is not None:
-        module.pooler = None
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     wrong = [*missing, *(str(each) for each in info["mismatched_keys"])]
     if wrong:
@@ -288,8 +284,7 @@ def load_model(
             f"the weights of {model.name} lack {len(wrong)} tensors, such as {sorted(wrong)[0]}",
             hint="they would be random numbers; is this a model for another task?",
         )
-    module.requires_grad_(False)
-    return module.eval()  # type: ignore[no-any-return]
+    return _frozen(module, task)
 
 
 def made_up(
@@ -297,13 +292,22 @@ def made_up(
 ) -> torch.nn.Module:
     """A model of the sizes in `config.json`, but of `layers` layers and with weights of no meaning,
     as `load_model` gives it.  Reads no other file."""
-    transformers = _transformers()
-    auto = transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
-    settings = transformers.AutoConfig.from_pretrained(model.folder, local_files_only=True)
+    settings = _transformers().AutoConfig.from_pretrained(model.folder, local_files_only=True)
     settings.num_hidden_layers = layers
     if getattr(settings, "layer_types", None) is not None:
         settings.layer_types = settings.layer_types[:layers]
-    module = auto.from_config(settings, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    module = _auto(task).from_config(settings, dtype=DTYPES[dtype], attn_implementation="sdpa")
+    return _frozen(module, task)
+
+
+def _auto(task: Task) -> Any:
+    """What transformers makes a model of this task with."""
+    transformers = _transformers()
+    return transformers.AutoModelForCausalLM if task == "causal-lm" else transformers.AutoModel
+
+
+def _frozen(module: Any, task: Task) -> torch.nn.Module:
+    """As `load_model` gives it."""
     if task == "sequence-classification" and getattr(module, "pooler", None) is not None:
         module.pooler = None
     module.requires_grad_(False)

@@ -42,7 +42,6 @@ from privft.training.examples import IGNORED, Example, UnitExamples, bucket_of
 from privft.training.loop import Performance, train
 from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.optimiser import Optimisation
-from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import quantise
 
 _FEW = 3  # layers of the larger model
@@ -85,13 +84,9 @@ class Rehearsal:
     batch: Microbatch
     token_budget: int
     device: torch.device
-    threads: int | None = None
 
     def pace(self) -> Pace:
         """Rehearse; seconds, of processors that do nothing else meanwhile."""
-        use_reproducible_kernels()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
         layers, frozen = self.setting.shape.layers, self.setting.first_trained
         few = min(_FEW, layers)
         batch = _shortened(self.batch, self._operations(few), self.device)

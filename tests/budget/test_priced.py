@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import logsumexp
 
 from privft.budget.accounting import cost, tradeoff
 from privft.budget.mechanism import Event
@@ -16,7 +15,7 @@ from privft.budget.priced import Cost, curve_from_rdp, single_cost, single_curve
 from privft.budget.selection import GRID, Selection
 from privft.budget.tradeoff import TradeOff
 from privft.errors import AccountingError
-from tests.budget.test_selection import RUN, SCORE, SHAPES, best_of
+from tests.budget.test_selection import RATIOS, RUN, SCORE, SHAPES, WEIGHTS, best_of, renyi
 
 RATES = (1e-6, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 CHOSEN = Selection(events=(RUN, SCORE), mean=4.0, shape=1.0, most=24)
@@ -65,14 +64,10 @@ def test_the_curve_meets_the_epsilon_that_is_stated() -> None:
             assert curve.tpr_bound(rate) <= min(1.0, allowed * 1.02 + 1e-9)
 
 
-def renyi(p: np.ndarray, q: np.ndarray, order: float) -> float:
-    return float(logsumexp(order * np.log(p) + (1 - order) * np.log(q)) / (order - 1))
-
-
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6),
-    st.lists(st.floats(0.6, 1.7), min_size=6, max_size=6),
+    WEIGHTS,
+    RATIOS,
     st.floats(1.2, 12.0),
     SHAPES,
 )

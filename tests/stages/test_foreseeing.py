@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from privft.config import RunConfig, parse_config
 from privft.sizing import Microbatch, memory
@@ -94,6 +95,8 @@ def test_the_runs_own_options_are_rehearsed(
 ) -> None:
     asked: list[Rehearsal] = []
     monkeypatch.setattr(Rehearsal, "pace", lambda self: asked.append(self))
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     plain = config().to_dict()
     given = config(
         privacy=plain["privacy"] | {"secure_noise": True},
@@ -107,7 +110,7 @@ def test_the_runs_own_options_are_rehearsed(
     setting, spec = rehearsal.setting, rehearsal.spec
     assert spec is not None
     assert (setting.discrete, setting.checkpointing, setting.adam) == (True, True, False)
-    assert (spec.lora_dropout, spec.r, rehearsal.threads) == (0.1, 3, 2)
+    assert (spec.lora_dropout, spec.r, threads) == (0.1, 3, [2])
     assert rehearsal.token_budget == given.performance.tokens_per_microbatch
 
 
