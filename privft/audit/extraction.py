@@ -18,15 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from privft.audit.canaries import Unit
-from privft.training.examples import Example, UnitExamples, bucket_of
-from privft.training.losses import LanguageModel, pad_rows
+from privft.training.examples import IGNORED, Example, UnitExamples
+from privft.training.losses import LanguageModel
+from privft.training.scoring import units_written
 
 _NUMBER = re.compile(r"\d\d(?: \d\d)*")
-_ROWS = 8  # logits are rows x positions x vocabulary
 
 
 def extracted(
@@ -37,28 +36,19 @@ def extracted(
     units: secret-bearing, as `canaries.make_canaries` makes them.
     encode: as the run encodes units.
     """
-    spans = [_span(unit, encode) for unit in units]
-    found = np.zeros(len(units), dtype=np.bool_)
-    model.module.eval()
-    with torch.inference_mode():
-        for first in range(0, len(units), _ROWS):
-            rows = spans[first : first + _ROWS]
-            length = bucket_of(max(len(example.input_ids) for example, _, _ in rows))
-            ids_RT, mask_RT = pad_rows([row[0] for row in rows], length, model.pad_id, model.device)
-            chosen_RT = model.module(input_ids=ids_RT, attention_mask=mask_RT).logits.argmax(-1)
-            for row, (_, start, stop) in enumerate(rows):
-                same = chosen_RT[row, start - 1 : stop - 1] == ids_RT[row, start:stop]
-                found[first + row] = start < stop and bool(same.all())
-    return found
+    numbers = [_number(unit, encode) for unit in units]
+    asked = [UnitExamples(key="", examples=(number,)) for number in numbers if number is not None]
+    written = iter(units_written(model, asked).tolist())
+    return np.array([number is not None and next(written) for number in numbers], dtype=np.bool_)
 
 
-def _span(unit: Unit, encode: Callable[[Unit], UnitExamples]) -> tuple[Example, int, int]:
-    """The first record's tokens, and where among them the number begins and ends.
+def _number(unit: Unit, encode: Callable[[Unit], UnitExamples]) -> Example | None:
+    """The first record, with the tokens of its number as its only labels.
 
     The record is encoded three times: whole, cut before the number, and cut after it; what the
     cut ones have in common with the whole tells where the cuts fall, whatever the form of record
-    and however the tokenizer joins blanks to words.  A number that `max_length` cut off, or that
-    begins the text, has an empty span.
+    and however the tokenizer joins blanks to words.  None for a number that `max_length` cut off,
+    or that begins the text.
     """
     whole, before, through = (
         _first(encode, _cut(unit, part)) for part in ("whole", "before", "through")
@@ -66,8 +56,10 @@ def _span(unit: Unit, encode: Callable[[Unit], UnitExamples]) -> tuple[Example, 
     start = 0 if before is None else _common(whole, before)
     stop = 0 if through is None else _common(whole, through)
     if whole is None or not 0 < start < stop:
-        return whole or Example(input_ids=(0,), labels=(0,)), 1, 1
-    return whole, start, stop
+        return None
+    labels = [IGNORED] * len(whole.input_ids)
+    labels[start:stop] = whole.input_ids[start:stop]
+    return Example(input_ids=whole.input_ids, labels=tuple(labels))
 
 
 def _first(encode: Callable[[Unit], UnitExamples], unit: Unit) -> Example | None:

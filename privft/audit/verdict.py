@@ -1,6 +1,6 @@
 """The audit of one run: attack the canaries, weigh the findings, say it in words.
 
-`run_audit` is given canaries with their coins, two ways of scoring text (the model before and
+`run_audit` is given canaries with their coins, a way of scoring text (by the model before and
 after training), the claim, the control and the self-check.  It never sees a real unit: attacks on
 those (`attacks.membership_attack`) are run beside it, and their result has a type of its own that
 no public dictionary here takes up.
@@ -45,8 +45,8 @@ from privft.audit.suite import METHODS, Suite, Task
 from privft.budget.entries import Finding
 from privft.errors import AuditFailed
 
-ScoreUnits = Callable[[Sequence[Unit]], Array]
-"""Units in, mean loss in nats of each out, in the same order."""
+ScoreUnits = Callable[[Sequence[Unit]], tuple[Array, Array]]
+"""Units in, mean loss in nats of each out, by the model before training and by the one after it."""
 ExtractUnits = Callable[[Sequence[Unit]], NDArray[np.bool_]]
 """Secret-bearing units in, whether the model writes each one's number out, in the same order."""
 
@@ -128,8 +128,7 @@ def run_audit(
     *,
     task: Task,
     canaries: Sequence[Canary],
-    score_base: ScoreUnits,
-    score_trained: ScoreUnits,
+    score: ScoreUnits,
     claim: Claim,
     control: Control,
     selfcheck: Sequence[Check],
@@ -154,7 +153,7 @@ def run_audit(
     included = np.array([canary.included for canary in canaries], dtype=np.bool_)
     _check_canaries(suite, task, kinds, included)
     units = [canary.unit for canary in canaries] + list(candidates)
-    base, trained = (_scored(score, units) for score in (score_base, score_trained))
+    base, trained = _scored(score, units)
     significance = suite.test_significance(task, attempt)
     tests: list[CanaryTest] = []
     areas: dict[str, float] = {}
@@ -245,11 +244,13 @@ def _check_canaries(
             )
 
 
-def _scored(score: ScoreUnits, units: Sequence[Unit]) -> Array:
-    values = np.asarray(score(units), dtype=np.float64)
-    if values.shape != (len(units),):
-        raise ValueError(f"expected {len(units)} losses, got shape {values.shape}")
-    return values
+def _scored(score: ScoreUnits, units: Sequence[Unit]) -> tuple[Array, Array]:
+    base, trained = (np.asarray(values, dtype=np.float64) for values in score(units))
+    if not base.shape == trained.shape == (len(units),):
+        raise ValueError(
+            f"expected {len(units)} losses of each model, got shapes {base.shape}, {trained.shape}"
+        )
+    return base, trained
 
 
 def _findings(

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ from privft.training.losses import (
     TrainedModel,
     trained_parameters,
 )
-from privft.training.scoring import unit_accuracies, unit_losses
+from privft.training.scoring import unit_accuracies
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
@@ -122,8 +123,9 @@ def audit(
                 suite_sha256,
                 task=config.task,
                 canaries=canaries,
-                score_base=meter.metered("canaries", workbench.score(untrained)),
-                score_trained=meter.metered("canaries", workbench.score(trained)),
+                score=meter.metered(
+                    "canaries", partial(workbench.losses_of_both, untrained, trained)
+                ),
                 claim=claim_of_plan(plan, relatives=plan.suite != "quick"),
                 control=twin,
                 selfcheck=selfchecks,
@@ -277,8 +279,8 @@ def _membership(
 
     def losses(numbers: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         opened = [unit.to_dict() for unit in vault.read_many(numbers.tolist())]
-        units = [workbench.encode({**u, "records": u["records"][:records]}) for u in opened]
-        before, after = (unit_losses(model, units) for model in (untrained, trained))
+        units = [{**unit, "records": unit["records"][:records]} for unit in opened]
+        before, after = workbench.losses_of_both(untrained, trained, units)
         kept = np.isfinite(before) & np.isfinite(after)
         return before[kept], after[kept]
 
@@ -309,9 +311,8 @@ def _utility(
         return []
     watch.say("measuring usefulness on public text")
     records = public_units(path, vault.fields, most=workbench.config.evaluation.max_records)
-    units = [workbench.encode(unit) for unit in records]
     source = "generated" if workbench.config.synthetic else "public"
-    before, after = (unit_losses(model, units) for model in (untrained, trained))
+    before, after = workbench.losses_of_both(untrained, trained, records)
     rows = [
         _compared(
             source,
@@ -323,6 +324,7 @@ def _utility(
         )
     ]
     if isinstance(trained, Classifier) and isinstance(untrained, Classifier):
+        units = [workbench.encode(unit) for unit in records]
         hits = [unit_accuracies(model, units) for model in (untrained, trained)]
         whole = _compared(source, "accuracy", None, *hits, better="higher")
         labels = np.array([str(unit["records"][0]["label"]) for unit in records])

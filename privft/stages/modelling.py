@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from privft.training.losses import TrainedModel
 from privft.training.optimiser import Optimisation
 from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import quantise
-from privft.training.scoring import unit_losses
+from privft.training.scoring import losses_of_both
 from privft.vault.fields import FieldMap
 from privft.vault.intake import BadRow, parse_record, stream_rows
 from privft.vault.manifest import Caps
@@ -137,9 +137,11 @@ class Workbench:
         return classifier.to(choose_device(config.performance.device))
 
     def before_and_after(self, files: Mapping[str, bytes]) -> tuple[TrainedModel, TrainedModel]:
-        """The model with a new adapter or head, and with the trained one; the base is read once."""
+        """The model with a new adapter or head, and with the trained one; the base is read once,
+        and both consist of the same tensors where they do not differ."""
         module = self.base_module()
-        after = adapter.load_adapter(copy.deepcopy(module), files, pad_id=self.pad_id)
+        tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        after = adapter.load_adapter(copy.deepcopy(module, tensors), files, pad_id=self.pad_id)
         return self._attached(module), after
 
     def _probe(self) -> Any:
@@ -157,14 +159,13 @@ class Workbench:
             instruction=self.config.instruction,
         )
 
-    def score(self, model: TrainedModel) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
-        """Units in, losses out, as the audit wants it."""
+    def losses_of_both(
+        self, before: TrainedModel, after: TrainedModel, units: Sequence[Mapping[str, Any]]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The losses of units as the two models have them, [U] and [U]."""
+        encoded = [self.encode(unit) for unit in units]
         budget = self.config.performance.tokens_per_microbatch
-
-        def losses(units: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-            return unit_losses(model, [self.encode(unit) for unit in units], token_budget=budget)
-
-        return losses
+        return losses_of_both(before, after, encoded, token_budget=budget)
 
     def vocabulary(self) -> Vocabulary:
         """Words of the public tokenizer, for canaries."""

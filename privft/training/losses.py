@@ -174,11 +174,55 @@ class LanguageModel:
         weight_VD = _whole(self._head.weight)
         losses = []
         for row, example in enumerate(examples):
-            places = [t for t, label in enumerate(example.labels) if label != IGNORED]
-            before = torch.tensor([t - 1 for t in places], device=self.device)
-            labels_N = torch.tensor([example.labels[t] for t in places], device=self.device)
+            before, labels_N = self._labelled(example)
             losses.append(self._mean_loss(hidden_RTD[row, before], weight_VD, labels_N, row))
         return torch.stack(losses)
+
+    def scored(self, examples: Sequence[Example], length: int) -> torch.Tensor:
+        """`record_losses` without gradients, [R]: the labels of all records share blocks, so that
+        short ones do not each pay for reading the output embedding."""
+        of_records = self._label_values(
+            examples,
+            length,
+            lambda labels, logits, normaliser: normaliser - logits.gather(1, labels),
+        )
+        return torch.stack([of_labels.mean(dtype=torch.float64) for of_labels in of_records])
+
+    def writes(self, examples: Sequence[Example], length: int) -> torch.Tensor:
+        """Whether each of a record's labels has the largest logit where it is due, [R]."""
+        of_records = self._label_values(
+            examples, length, lambda labels, logits, _: logits.argmax(-1, keepdim=True) == labels
+        )
+        return torch.stack([of_labels.all() for of_labels in of_records])
+
+    def _label_values(
+        self,
+        examples: Sequence[Example],
+        length: int,
+        measure: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        """Of each record the values of its labels, [N, 1]; `measure` takes labels, logits and
+        normalisers of a block."""
+        ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
+        hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        weight_VD = _whole(self._head.weight)
+        places = [self._labelled(example) for example in examples]
+        hidden_ND = torch.cat([hidden_RTD[row, before] for row, (before, _) in enumerate(places)])
+        labels_N = torch.cat([labels for _, labels in places])
+        values = [
+            measure(labels, logits, normaliser)
+            for _, labels, logits, normaliser in _blocks(
+                hidden_ND.to(weight_VD.dtype), weight_VD, labels_N
+            )
+        ]
+        counts = [len(labels) for _, labels in places]
+        return torch.split(torch.cat(values), counts)
+
+    def _labelled(self, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions whose states predict a label, and the labels, both [N]."""
+        places = [t for t, label in enumerate(example.labels) if label != IGNORED]
+        before = torch.tensor([t - 1 for t in places], device=self.device)
+        return before, torch.tensor([example.labels[t] for t in places], device=self.device)
 
     def _mean_loss(
         self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, row: int

@@ -366,11 +366,20 @@ def _weight_gradients(
         # one outer product (or one batched product) a record, then a sum a unit
         of_rows = torch.einsum("r...n,r...k->rnk", gradient, input)
         return _sum_by_unit(of_rows, records)
+    if gradient.shape[-1] > input.shape[-1]:  # the narrow side first: up to twice as fast for LoRA
+        return _sums_of_outer(input, gradient, records).mT.contiguous()
+    return _sums_of_outer(gradient, input, records)
+
+
+def _sums_of_outer(
+    left: torch.Tensor, right: torch.Tensor, records: Sequence[int]
+) -> torch.Tensor:
+    """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit."""
     found = []
     for part in _of_units(records):
-        left = _aligned(gradient[part].reshape(-1, gradient.shape[-1]))
-        right = _aligned(input[part].reshape(-1, input.shape[-1]))
-        found.append(left.t() @ right)
+        rows = _aligned(left[part].reshape(-1, left.shape[-1]))
+        columns = _aligned(right[part].reshape(-1, right.shape[-1]))
+        found.append(rows.t() @ columns)
     return torch.stack(found)
 
 

@@ -25,9 +25,15 @@ from privft.errors import InputError
 from privft.training.products import UnitProducts
 
 
+def transformer_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers that a model runs one after the other, in that order, as transformers marks them;
+    [] where it marks none."""
+    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
 def recomputable_layers(module: nn.Module) -> list[nn.Module]:
     """The layers whose activations can be computed again.  Errors: `InputError` where none is."""
-    found = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    found = transformer_layers(module)
     if not found:
         raise InputError(
             "this architecture has no layers that can be computed again",

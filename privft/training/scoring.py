@@ -1,7 +1,7 @@
 """Losses of units without gradients, for audits and for evaluation on public text.
 
-A score of a unit is computed exactly as its training loss is: the mean over its records of each
-record's mean loss per label token.  Losses of units of the vault are private.
+A score of a unit is computed as its training loss is: the mean over its records of each record's
+mean loss per label token.  Losses of units of the vault are private.
 """
 
 from __future__ import annotations
@@ -13,14 +13,40 @@ import torch
 from numpy.typing import NDArray
 
 from privft.training.examples import Example, UnitExamples, microbatches
-from privft.training.losses import Classifier, TrainedModel, pad_rows
+from privft.training.losses import Classifier, LanguageModel, TrainedModel, pad_rows
+from privft.training.trunk import Trunk
 
 
 def unit_losses(
     model: TrainedModel, units: Sequence[UnitExamples], *, token_budget: int = 4096
 ) -> NDArray[np.float64]:
     """The loss of each unit, shape [U], in the order of `units`; NaN for a unit with no example."""
-    return _means(model, units, model.record_losses, token_budget)
+    return _means([model], units, _losses_of(model), token_budget)[:, 0]
+
+
+def losses_of_both(
+    before: TrainedModel,
+    after: TrainedModel,
+    units: Sequence[UnitExamples],
+    *,
+    token_budget: int = 4096,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`unit_losses` of each, [U] and [U]; layers that are the same in both run once."""
+    trunk = Trunk(before.module, after.module)
+
+    def losses(examples: Sequence[Example], length: int) -> torch.Tensor:
+        with trunk.kept():
+            first = _losses_of(before)(examples, length)
+        with trunk.handed():
+            second = _losses_of(after)(examples, length)
+        return torch.stack([first, second], dim=-1)
+
+    found = _means([before, after], units, losses, token_budget)
+    return found[:, 0], found[:, 1]
+
+
+def _losses_of(model: TrainedModel) -> Callable[[Sequence[Example], int], torch.Tensor]:
+    return model.record_losses if isinstance(model, Classifier) else model.scored
 
 
 def unit_accuracies(
@@ -35,27 +61,36 @@ def unit_accuracies(
         right: torch.Tensor = logits.argmax(-1) == labels
         return right
 
-    return _means(model, units, hits, token_budget)
+    return _means([model], units, hits, token_budget)[:, 0]
+
+
+def units_written(model: LanguageModel, units: Sequence[UnitExamples]) -> NDArray[np.bool_]:
+    """Whether the model, decoding greedily, writes all labels of a unit's records, shape [U]; every
+    unit has a record."""
+    return np.equal(_means([model], units, model.writes, 4096)[:, 0], 1.0)
 
 
 def _means(
-    model: TrainedModel,
+    models: Sequence[TrainedModel],
     units: Sequence[UnitExamples],
     values_of: Callable[[Sequence[Example], int], torch.Tensor],
     token_budget: int,
 ) -> NDArray[np.float64]:
-    """The mean over each unit's records of `values_of` ([R] for R records of one bucket)."""
-    means: dict[int, float] = {}
-    model.module.eval()
+    """The mean over each unit's records of `values_of` ([R] for R records of one bucket, or [R, M]
+    for M models), [U, M]."""
+    means = np.full((len(units), len(models)), np.nan)
+    for model in models:
+        model.module.eval()
     # Two units may be equal, so they are told apart by identity.
     order = {id(unit): place for place, unit in enumerate(units)}
     with torch.inference_mode():
         for batch in microbatches(units, token_budget=token_budget):
             examples = [example for unit in batch for example in unit.examples]
-            values = values_of(examples, batch[0].bucket).double().cpu().numpy()
+            found = values_of(examples, batch[0].bucket).double().cpu().numpy()
+            values = found.reshape(len(examples), len(models))
             start = 0
             for unit in batch:
                 stop = start + len(unit.examples)
-                means[order[id(unit)]] = float(values[start:stop].mean())
+                means[order[id(unit)]] = values[start:stop].mean(axis=0)
                 start = stop
-    return np.array([means.get(place, np.nan) for place in range(len(units))])
+    return means

@@ -57,15 +57,15 @@ def audited(shift: float, *, seed: int = 0, **changed: Any) -> AuditResult:
     inside = {canary.unit["unit"] for canary in canaries if canary.included}
     random = np.random.default_rng(seed + 10_000)
 
-    def trained(units: Sequence[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    def score(units: Sequence[dict[str, Any]]) -> tuple[np.ndarray[Any, Any], ...]:
+        base = np.full(len(units), 5.0)
         fell = np.array([shift * (unit["unit"] in inside) for unit in units])
-        return 5.0 - fell - random.normal(size=len(units))
+        return base, base - fell - random.normal(size=len(units))
 
     given: dict[str, Any] = {
         "task": "causal-lm",
         "canaries": canaries,
-        "score_base": lambda units: np.full(len(units), 5.0),
-        "score_trained": trained,
+        "score": score,
         "claim": CLAIM,
         "control": control(),
         "selfcheck": [SOUND],
@@ -180,7 +180,12 @@ def test_canaries_of_another_suite_are_refused() -> None:
 
 def test_losses_that_are_not_numbers_stop_the_audit() -> None:
     with pytest.raises(AuditFailed, match="not finite"):
-        audited(0.0, score_trained=lambda units: np.full(len(units), np.nan))
+        audited(0.0, score=lambda units: (np.zeros(len(units)), np.full(len(units), np.nan)))
+
+
+def test_losses_that_are_not_one_for_each_unit_and_model_stop_the_audit() -> None:
+    with pytest.raises(ValueError, match="losses of each model"):
+        audited(0.0, score=lambda units: (np.zeros(len(units)), np.zeros(len(units) - 1)))
 
 
 def test_the_facts_are_what_the_signed_report_takes() -> None:
