@@ -21,7 +21,7 @@ Memory a device, in bytes (`memory`).  Always there:
 On top the largest of four moments of a step:
     logits      at the end of the forward pass: what all layers keep; T D (4 + 2 b) for the last
                 norm and the hidden states with a copy of the labelled ones; R N D b for their
-                gradient; one block of logits, min(N, 256) V times 8 (float32) or 10 (bfloat16)
+                gradient; one block of logits, min(R N, 256) V times 8 (float32) or 10 (bfloat16)
     backward    in layer l from the top: what the layers up to l keep, 4 U (A_l + ... + A_top), and
                 passing gradients of the widest part, T (2 I + 2 D) times 4
     clipping    4 U A for the gradients
@@ -251,7 +251,11 @@ def memory(setting: Setting, batch: Microbatch) -> Memory:
     if setting.classes:
         top = tokens * hidden * (wide + 4)
     else:
-        block = min(batch.labels, BLOCK_LABELS) * shape.vocabulary * (8 if wide == 4 else 10)
+        block = (
+            min(batch.rows * batch.labels, BLOCK_LABELS)
+            * shape.vocabulary
+            * (8 if wide == 4 else 10)
+        )
         top = tokens * hidden * (4 + 2 * wide) + batch.rows * batch.labels * hidden * wide + block
     backward = 0
     of_units, below = 4 * units * setting.head_numbers, held

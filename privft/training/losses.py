@@ -3,13 +3,14 @@
 Why not the model's own loss: it averages over all label tokens of a batch, so a record's gradient
 would depend on its companions and the clip norm would not bound a unit's influence.
 
-Causal LM.  Logits are taken only where there are labels, a record at a time and in blocks of
-`BLOCK_TOKENS`, so that a [tokens, vocabulary] tensor never dominates memory, and the shape of each
-product depends on the record alone.  Where the output embedding is frozen, the gradient with
-respect to the hidden state is formed at once in the forward pass and no logits are kept (the idea
-of cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv 2411.09009).  Where it is trained
-(`lora.modules_to_save: [lm_head]`), logits are formed once more in the backward pass, and each
-record's gradient by the weight goes to its unit (`products.active`).
+Causal LM.  Logits are taken only where there are labels, in blocks of `BLOCK_TOKENS`, so that a
+[tokens, vocabulary] tensor never dominates memory; products, softmax and sums give each label the
+same bits in every company.  Where the output embedding is frozen, labels of all records share
+blocks, the gradient with respect to the hidden state is formed at once in the forward pass, and no
+logits are kept (the idea of cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv
+2411.09009).  Where it is trained (`lora.modules_to_save: [lm_head]`), records are taken one by one,
+logits are formed once more in the backward pass, and each record's gradient by the weight goes to
+its unit (`products.active`).
 
 `LanguageModel` and `Classifier` both give `record_losses`; `trained_parameters` lists what moves.
 Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of a record, V vocab.
@@ -28,34 +29,50 @@ from torch.distributed.tensor import DTensor
 from privft.errors import InputError
 from privft.sizing import REMEMBERED_BYTES
 from privft.training.examples import IGNORED, Example
-from privft.training.products import active
+from privft.training.products import active, product
 
 BLOCK_TOKENS = 256
 
 
 class _LabelledCrossEntropy(torch.autograd.Function):
-    """Mean negative log-likelihood of N labels; the gradient goes to the hidden states only."""
+    """Mean negative log-likelihood of each record's labels, [R]; the gradient goes to the hidden
+    states only.
+
+    places_N: which rows of hidden_RTD, seen as [R T, D], predict the labels_N; counts: how many
+    labels each record has, in the order of both.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
+        ctx: Any,
+        hidden_RTD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        places_N: torch.Tensor,
+        labels_N: torch.Tensor,
+        counts: list[int],
     ) -> torch.Tensor:
-        count = labels_N.shape[0]
-        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
-        want_gradient = hidden_ND.requires_grad
-        gradient_ND = torch.empty_like(hidden_ND) if want_gradient else None
-        for block, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
-            total += (normaliser - logits.gather(1, labels)).sum(dtype=torch.float64)
+        ctx.shape, ctx.counts = hidden_RTD.shape, torch.tensor(counts, device=hidden_RTD.device)
+        hidden_ND = hidden_RTD.flatten(0, 1)[places_N]
+        of_record_N = ctx.counts.repeat_interleave(ctx.counts)[:, None]
+        gradient_ND = torch.empty_like(hidden_ND) if hidden_RTD.requires_grad else None
+        losses = []
+        for block, labels, above, scores, totals in _blocks(hidden_ND, weight_VD, labels_N):
+            losses.append(totals.log() - above)
             if gradient_ND is not None:
-                by_logits = _by_logits(logits, normaliser, labels, count)
-                gradient_ND[block] = by_logits.to(weight_VD.dtype) @ weight_VD
-        ctx.save_for_backward(gradient_ND)
-        return (total / count).to(_wide(hidden_ND.dtype))
+                by_logits = _by_logits(scores, totals, labels, of_record_N[block])
+                gradient_ND[block] = product(by_logits.to(weight_VD.dtype), weight_VD.t(), None)
+        ctx.save_for_backward(gradient_ND, places_N)
+        of_records = torch.split(torch.cat(losses), counts)
+        means = [of_labels.double().sum() / len(of_labels) for of_labels in of_records]
+        return torch.stack(means).to(_wide(hidden_RTD.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * output_gradients[0].to(gradient_ND.dtype), None, None
+    def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[Any, ...]:
+        gradient_ND, places_N = ctx.saved_tensors
+        by_loss_N = output_gradients[0].to(gradient_ND.dtype).repeat_interleave(ctx.counts)
+        gradient_RTD = gradient_ND.new_zeros(ctx.shape)
+        gradient_RTD.flatten(0, 1)[places_N] = gradient_ND * by_loss_N[:, None]
+        return gradient_RTD, None, None, None, None
 
 
 class _TrainedCrossEntropy(torch.autograd.Function):
@@ -71,8 +88,8 @@ class _TrainedCrossEntropy(torch.autograd.Function):
         record: Callable[[torch.Tensor], None] | None,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
-        for _, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
-            total += (normaliser - logits.gather(1, labels)).sum(dtype=torch.float64)
+        for _, _, above, _, totals in _blocks(hidden_ND, weight_VD, labels_N):
+            total += (totals.log() - above).sum(dtype=torch.float64)
         ctx.record = record
         ctx.save_for_backward(hidden_ND, weight_VD, labels_N)
         return (total / labels_N.shape[0]).to(_wide(hidden_ND.dtype))
@@ -81,8 +98,8 @@ class _TrainedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: torch.Tensor) -> tuple[Any, ...]:
         hidden_ND, weight_VD, labels_N = ctx.saved_tensors
         of_hidden_ND, of_weight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
-        for block, labels, logits, normaliser in _blocks(hidden_ND, weight_VD, labels_N):
-            by_logits = _by_logits(logits, normaliser, labels, labels_N.shape[0])
+        for block, labels, _, scores, totals in _blocks(hidden_ND, weight_VD, labels_N):
+            by_logits = _by_logits(scores, totals, labels, labels_N.shape[0])
             by_logits = (by_logits * output_gradients[0]).to(weight_VD.dtype)
             of_hidden_ND[block] = by_logits @ weight_VD
             of_weight_VD.addmm_(by_logits.t(), hidden_ND[block])
@@ -94,22 +111,28 @@ class _TrainedCrossEntropy(torch.autograd.Function):
 
 def _blocks(
     hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """At most `BLOCK_TOKENS` positions at a time: which, their labels [n, 1], their logits [n, V]
-    in a wide type, and the logarithm of the sum of exponentials of those, [n, 1]."""
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """At most `BLOCK_TOKENS` positions at a time: which; their labels; each label's logit less the
+    largest; the exponentials of all logits less the largest, [n, V]; and their sums.  Labels,
+    their logits and sums are [n, 1], and all but labels are of a wide type."""
     for start in range(0, labels_N.shape[0], BLOCK_TOKENS):
         block = slice(start, start + BLOCK_TOKENS)
-        logits = (hidden_ND[block] @ weight_VD.T).to(_wide(hidden_ND.dtype))
-        yield block, labels_N[block, None], logits, torch.logsumexp(logits, dim=-1, keepdim=True)
+        labels = labels_N[block, None]
+        scores = product(hidden_ND[block], weight_VD, None).to(_wide(hidden_ND.dtype))
+        scores.sub_(scores.amax(-1, keepdim=True))
+        above = scores.gather(1, labels)
+        scores.exp_()
+        rows = scores.expand(2, -1) if len(scores) == 1 else scores  # a twin, as in `product`
+        yield block, labels, above, scores, rows.sum(-1, keepdim=True)[: len(scores)]
 
 
 def _by_logits(
-    logits: torch.Tensor, normaliser: torch.Tensor, labels: torch.Tensor, count: int
+    scores: torch.Tensor, totals: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | int
 ) -> torch.Tensor:
-    """The gradient of a mean over `count` labels by these logits, [n, V]; overwrites `logits`."""
-    logits.sub_(normaliser).exp_()
-    logits.scatter_add_(1, labels, -torch.ones_like(labels, dtype=logits.dtype))
-    return logits / count
+    """The gradient of a mean over `count` labels by their logits, [n, V]; overwrites `scores`.
+    count: one number, or that of each label's record, [n, 1]."""
+    share = torch.ones_like(totals) / count
+    return scores.mul_(share / totals).scatter_add_(1, labels, -share)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -172,76 +195,51 @@ class LanguageModel:
         # another kernel, so a row that fills its bucket would feel whether its companions do.
         hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
         weight_VD = _whole(self._head.weight)
-        losses = []
-        for row, example in enumerate(examples):
-            before, labels_N = self._labelled(example)
-            losses.append(self._mean_loss(hidden_RTD[row, before], weight_VD, labels_N, row))
+        places_N, labels_N, counts = self._labelled(examples, length)
+        losses_R: torch.Tensor
+        if not weight_VD.requires_grad:
+            losses_R = _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                hidden_RTD, weight_VD, places_N, labels_N, counts
+            )
+            return losses_R
+        hidden_ND = hidden_RTD.flatten(0, 1)[places_N].to(weight_VD.dtype)
+        products = active()
+        losses = [
+            _TrainedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                of_record, weight_VD, labels, products and products.row_recorder(weight_VD, row)
+            )
+            for row, (of_record, labels) in enumerate(
+                zip(torch.split(hidden_ND, counts), torch.split(labels_N, counts), strict=True)
+            )
+        ]
         return torch.stack(losses)
-
-    def scored(self, examples: Sequence[Example], length: int) -> torch.Tensor:
-        """`record_losses` without gradients, [R]: the labels of all records share blocks, so that
-        short ones do not each pay for reading the output embedding."""
-        of_records = self._label_values(
-            examples,
-            length,
-            lambda labels, logits, normaliser: normaliser - logits.gather(1, labels),
-        )
-        return torch.stack([of_labels.mean(dtype=torch.float64) for of_labels in of_records])
 
     def writes(self, examples: Sequence[Example], length: int) -> torch.Tensor:
         """Whether each of a record's labels has the largest logit where it is due, [R]."""
-        of_records = self._label_values(
-            examples, length, lambda labels, logits, _: logits.argmax(-1, keepdim=True) == labels
-        )
-        return torch.stack([of_labels.all() for of_labels in of_records])
-
-    def _label_values(
-        self,
-        examples: Sequence[Example],
-        length: int,
-        measure: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> tuple[torch.Tensor, ...]:
-        """Of each record the values of its labels, [N, 1]; `measure` takes labels, logits and
-        normalisers of a block."""
         ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
         hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
         weight_VD = _whole(self._head.weight)
-        places = [self._labelled(example) for example in examples]
-        hidden_ND = torch.cat([hidden_RTD[row, before] for row, (before, _) in enumerate(places)])
-        labels_N = torch.cat([labels for _, labels in places])
-        values = [
-            measure(labels, logits, normaliser)
-            for _, labels, logits, normaliser in _blocks(
-                hidden_ND.to(weight_VD.dtype), weight_VD, labels_N
-            )
-        ]
-        counts = [len(labels) for _, labels in places]
-        return torch.split(torch.cat(values), counts)
-
-    def _labelled(self, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
-        """The positions whose states predict a label, and the labels, both [N]."""
-        places = [t for t, label in enumerate(example.labels) if label != IGNORED]
-        before = torch.tensor([t - 1 for t in places], device=self.device)
-        return before, torch.tensor([example.labels[t] for t in places], device=self.device)
-
-    def _mean_loss(
-        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, row: int
-    ) -> torch.Tensor:
-        """Of one record, which is that row of the batch."""
-        loss: torch.Tensor
-        if not weight_VD.requires_grad:
-            loss = _LabelledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                hidden_ND, weight_VD, labels_N
-            )
-            return loss
-        products = active()
-        loss = _TrainedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_ND.to(weight_VD.dtype),
-            weight_VD,
-            labels_N,
-            products and products.row_recorder(weight_VD, row),
+        places_N, labels_N, counts = self._labelled(examples, length)
+        hidden_ND = hidden_RTD.flatten(0, 1)[places_N].to(weight_VD.dtype)
+        written = [above == 0 for _, _, above, _, _ in _blocks(hidden_ND, weight_VD, labels_N)]
+        return torch.stack(
+            [of_record.all() for of_record in torch.split(torch.cat(written), counts)]
         )
-        return loss
+
+    def _labelled(
+        self, examples: Sequence[Example], length: int
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Of all labels, record by record: which of R T places predicts each, [N]; the labels, [N];
+        and how many each record has."""
+        labels = [
+            (row * length + t - 1, label)
+            for row, example in enumerate(examples)
+            for t, label in enumerate(example.labels)
+            if label != IGNORED
+        ]
+        places_N, labels_N = torch.tensor(labels, device=self.device).unbind(-1)
+        counts = [sum(label != IGNORED for label in example.labels) for example in examples]
+        return places_N, labels_N, counts
 
     def check_against_own_loss(self, example: Example) -> None:
         """Raise unless the label-only loss is the model's own on one row (logit scaling, soft caps

@@ -371,9 +371,7 @@ def _weight_gradients(
     return _sums_of_outer(gradient, input, records)
 
 
-def _sums_of_outer(
-    left: torch.Tensor, right: torch.Tensor, records: Sequence[int]
-) -> torch.Tensor:
+def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
     """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit."""
     found = []
     for part in _of_units(records):

@@ -1,7 +1,7 @@
 """Losses of units without gradients, for audits and for evaluation on public text.
 
-A score of a unit is computed as its training loss is: the mean over its records of each record's
-mean loss per label token.  Losses of units of the vault are private.
+A score of a unit is computed exactly as its training loss is: the mean over its records of each
+record's mean loss per label token.  Losses of units of the vault are private.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def unit_losses(
     model: TrainedModel, units: Sequence[UnitExamples], *, token_budget: int = 4096
 ) -> NDArray[np.float64]:
     """The loss of each unit, shape [U], in the order of `units`; NaN for a unit with no example."""
-    return _means([model], units, _losses_of(model), token_budget)[:, 0]
+    return _means([model], units, model.record_losses, token_budget)[:, 0]
 
 
 def losses_of_both(
@@ -36,17 +36,13 @@ def losses_of_both(
 
     def losses(examples: Sequence[Example], length: int) -> torch.Tensor:
         with trunk.kept():
-            first = _losses_of(before)(examples, length)
+            first = before.record_losses(examples, length)
         with trunk.handed():
-            second = _losses_of(after)(examples, length)
+            second = after.record_losses(examples, length)
         return torch.stack([first, second], dim=-1)
 
     found = _means([before, after], units, losses, token_budget)
     return found[:, 0], found[:, 1]
-
-
-def _losses_of(model: TrainedModel) -> Callable[[Sequence[Example], int], torch.Tensor]:
-    return model.record_losses if isinstance(model, Classifier) else model.scored
 
 
 def unit_accuracies(
