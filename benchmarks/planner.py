@@ -310,7 +310,7 @@ def rehearsed(configuration: Configuration, folder: Path) -> dict[str, Any]:
 
 def child(configuration: Configuration, folder: Path, what: str) -> dict[str, Any]:
     """What one process measures."""
-    from privft.training.products import use_reproducible_kernels
+    from privft.training.kernels import use_reproducible_kernels
 
     use_reproducible_kernels()
     return (memory_of if what == "memory" else time_of)(configuration, folder)

@@ -48,9 +48,9 @@ from privft.sizing import reduction_bytes
 from privft.training import basemodel
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, Example, UnitExamples
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Optimisation, Performance, train
 from privft.training.losses import LanguageModel, trained_parameters
-from privft.training.products import use_reproducible_kernels
 from privft.training.ranks import ALONE, joined
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scale_out.json"

@@ -52,9 +52,9 @@ from privft.randomness import KeyedStreams
 from privft.stages.modelling import Workbench, find_base
 from privft.training.adapter import LoraSpec, attach_classifier
 from privft.training.examples import IGNORED, Example, UnitExamples, microbatches
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Performance, train
 from privft.training.losses import Classifier, pad_rows
-from privft.training.products import use_reproducible_kernels
 from privft.training.scoring import unit_accuracies, unit_losses
 
 HERE = Path(__file__).resolve().parent

@@ -32,13 +32,13 @@ from torch import nn
 
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
-from privft.training import basemodel, lowrank, products
+from privft.training import basemodel, losses, lowrank, products
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import IGNORED, UnitExamples, microbatches
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Performance, train
 from privft.training.losses import LanguageModel, pad_rows
 from privft.training.optimiser import Optimisation
-from privft.training.products import use_reproducible_kernels
 
 MODEL = "builtin:smollm2-135m-instruct"
 CLIP_NORM = 0.3
@@ -153,6 +153,7 @@ def _torchs_products() -> Iterator[None]:
     with (
         mock.patch.object(products, "product", nn.functional.linear),
         mock.patch.object(products, "_weight_gradients", _batched),
+        mock.patch.object(losses, "product", nn.functional.linear),
         mock.patch.object(lowrank, "product", nn.functional.linear),
         mock.patch.object(lowrank, "sum_of_products", _torchs_sum),
     ):
@@ -183,8 +184,8 @@ def alike_step(model: LanguageModel, *, token_budget: int) -> Step:
         model.module.train()
         for batch in microbatches(given.records, token_budget=token_budget):
             examples = [example for unit in batch for example in unit.examples]
-            losses = model.record_losses(examples, batch[0].bucket)
-            (losses.sum() / len(given.records)).backward()
+            of_records = model.record_losses(examples, batch[0].bucket)
+            (of_records.sum() / len(given.records)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

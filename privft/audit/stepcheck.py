@@ -34,9 +34,9 @@ from privft.randomness import KeyedStreams, fresh_secret
 from privft.training.adaptive import joint_influence
 from privft.training.clipping import COUNT, UnitGradients, clip_factors, unit_norms
 from privft.training.dropout import Masks
-from privft.training.examples import UnitExamples, microbatches
+from privft.training.examples import IGNORED, UnitExamples, microbatches
 from privft.training.loop import clipped_sum, grid_for
-from privft.training.losses import TrainedModel
+from privft.training.losses import BLOCK_TOKENS, TrainedModel
 from privft.training.opacus_engine import opacus_gradients
 
 _COMPANION_LIMIT = 0.02
@@ -59,10 +59,13 @@ def check_step(
     units = [encode(unit) for unit in _made_up(vocabulary, task, max_length)]
     streams = KeyedStreams(fresh_secret())
     gradients_of = UnitGradients(model, recompute=gradient_checkpointing).at(streams, step=0)
+    cases: list[tuple[UnitExamples, Sequence[int]]] = [(unit, (2, 4)) for unit in units]
+    if task == "causal-lm":
+        cases.append(_more_than_a_block(encode, vocabulary, max_length))
     return [
         _influence(gradients_of, units, mechanism),
         _coverage(gradients_of, units),
-        _companions(gradients_of, units, mechanism.clip_norm),
+        _companions(gradients_of, cases, mechanism.clip_norm),
         _engines(model, gradients_of, units, streams),
     ]
 
@@ -81,6 +84,19 @@ def _made_up(vocabulary: Vocabulary, task: str, max_length: int) -> list[dict[st
             records.append(record)
         units.append({"unit": f"check-{place}", "records": records})
     return units
+
+
+def _more_than_a_block(
+    encode: Callable[[Mapping[str, Any]], UnitExamples], vocabulary: Vocabulary, max_length: int
+) -> tuple[UnitExamples, Sequence[int]]:
+    """A long record, and so many of it (five at most) that their labels lie in two blocks."""
+    words = [
+        vocabulary.words[place % len(vocabulary.words)]
+        for place in range(min(BLOCK_TOKENS // 2 + 2, max_length))
+    ]
+    unit = encode({"unit": "check-long", "records": [{"id": "long", "text": " ".join(words)}]})
+    labels = sum(label != IGNORED for label in unit.examples[0].labels)
+    return unit, (min(5, BLOCK_TOKENS // labels + 1),)
 
 
 def _size(change: Mapping[str, torch.Tensor]) -> float:
@@ -156,17 +172,21 @@ def _coverage(gradients_of: UnitGradients, units: Sequence[UnitExamples]) -> Che
 
 
 def _companions(
-    gradients_of: UnitGradients, units: Sequence[UnitExamples], clip_norm: float
+    gradients_of: UnitGradients,
+    cases: Sequence[tuple[UnitExamples, Sequence[int]]],
+    clip_norm: float,
 ) -> Check:
-    """Each unit beside 1 and 3 copies of itself: the same shapes as companions of its bucket.
+    """Units beside copies of themselves: the same shapes as companions of their bucket.
 
+    cases: a unit, and how many there are of it.
     Bits are compared: of the gradient, and of the factor that clips it.
     """
-    worst, differing = 0.0, 0
-    for unit in units:
+    worst, differing, compared = 0.0, 0, 0
+    for unit, numbers in cases:
         single = gradients_of([unit])
         factor = clip_factors(unit_norms(single), clip_norm)
-        for copies in (2, 4):
+        for copies in numbers:
+            compared += 1
             many = gradients_of([unit] * copies)
             factors = clip_factors(unit_norms(many), clip_norm)
             same = bool(factors[-1] == factor[0]) and all(
@@ -180,7 +200,7 @@ def _companions(
     return Check(
         check="companions in a microbatch",
         ok=worst <= _COMPANION_LIMIT,
-        detail=f"changed the bits of a unit's clipped gradient in {differing} of {2 * len(units)} "
+        detail=f"changed the bits of a unit's clipped gradient in {differing} of {compared} "
         + (
             f"cases, by at most {worst:.1e} clip norms (rounding of products whose kernels depend "
             "on the number of rows; not part of the proved sensitivity)"

@@ -19,10 +19,10 @@ from privft.errors import InputError, PlanError, UsageError
 from privft.plan import ModelFacts
 from privft.training import adapter, basemodel, modelfolder
 from privft.training.examples import UnitExamples, encode_unit
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Performance
 from privft.training.losses import TrainedModel
 from privft.training.optimiser import Optimisation
-from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import quantise
 from privft.training.scoring import losses_of_both
 from privft.vault.fields import FieldMap
@@ -142,6 +142,7 @@ class Workbench:
         module = self.base_module()
         tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
         after = adapter.load_adapter(copy.deepcopy(module, tensors), files, pad_id=self.pad_id)
+        after.module.to(choose_device(self.config.performance.device))
         return self._attached(module), after
 
     def _probe(self) -> Any:

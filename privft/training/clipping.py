@@ -18,7 +18,7 @@ Guarantees (DESIGN.md, invariant 2):
       it is scaled to a hair (2^-40) below;
     - a unit with a non-finite gradient counts as zero;
     - what else is in a microbatch does not change the bits of a unit's clipped gradient where
-      `products` says so; `audit.stepcheck` measures it on the device at hand before every run, and
+      `kernels` says so; `audit.stepcheck` measures it on the device at hand before every run, and
       reports state what it found.
 """
 

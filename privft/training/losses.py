@@ -4,16 +4,16 @@ Why not the model's own loss: it averages over all label tokens of a batch, so a
 would depend on its companions and the clip norm would not bound a unit's influence.
 
 Causal LM.  Logits are taken only where there are labels, in blocks of `BLOCK_TOKENS`, so that a
-[tokens, vocabulary] tensor never dominates memory; products, softmax and sums give each label the
-same bits in every company.  Where the output embedding is frozen, labels of all records share
-blocks, the gradient with respect to the hidden state is formed at once in the forward pass, and no
-logits are kept (the idea of cut- and fused cross-entropies, e.g. Wijmans et al. 2024, arXiv
-2411.09009).  Where it is trained (`lora.modules_to_save: [lm_head]`), records are taken one by one,
-logits are formed once more in the backward pass, and each record's gradient by the weight goes to
-its unit (`products.active`).
+[tokens, vocabulary] tensor never dominates memory; where products do not depend on companions
+(`kernels`), neither do losses and gradients, to the bit.  Where the output embedding is frozen,
+labels of all records share blocks, the gradient with respect to the hidden state is formed at once
+in the forward pass, and no logits are kept (the idea of cut- and fused cross-entropies, e.g.
+Wijmans et al. 2024, arXiv 2411.09009).  Where it is trained (`lora.modules_to_save: [lm_head]`),
+records are taken one by one, logits are formed once more in the backward pass, and each record's
+gradient by the weight goes to its unit (`products.active`).
 
 `LanguageModel` and `Classifier` both give `record_losses`; `trained_parameters` lists what moves.
-Shape suffixes: R rows (records), T positions, D hidden, N labelled positions of a record, V vocab.
+Shape suffixes: R rows (records), T positions, D hidden, N labelled positions, V vocab.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from torch.distributed.tensor import DTensor
 from privft.errors import InputError
 from privft.sizing import REMEMBERED_BYTES
 from privft.training.examples import IGNORED, Example
-from privft.training.products import active, product
+from privft.training.kernels import product
+from privft.training.products import active
 
 BLOCK_TOKENS = 256
 
@@ -206,7 +207,11 @@ class LanguageModel:
         products = active()
         losses = [
             _TrainedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                of_record, weight_VD, labels, products and products.row_recorder(weight_VD, row)
+                # a tensor of its own, at an address that companions do not move
+                of_record.clone(),
+                weight_VD,
+                labels,
+                products and products.row_recorder(weight_VD, row),
             )
             for row, (of_record, labels) in enumerate(
                 zip(torch.split(hidden_ND, counts), torch.split(labels_N, counts), strict=True)
@@ -221,7 +226,14 @@ class LanguageModel:
         weight_VD = _whole(self._head.weight)
         places_N, labels_N, counts = self._labelled(examples, length)
         hidden_ND = hidden_RTD.flatten(0, 1)[places_N].to(weight_VD.dtype)
-        written = [above == 0 for _, _, above, _, _ in _blocks(hidden_ND, weight_VD, labels_N)]
+        written = [
+            product(hidden, weight_VD, None).argmax(-1) == labels
+            for hidden, labels in zip(
+                torch.split(hidden_ND, BLOCK_TOKENS),
+                torch.split(labels_N, BLOCK_TOKENS),
+                strict=True,
+            )
+        ]
         return torch.stack(
             [of_record.all() for of_record in torch.split(torch.cat(written), counts)]
         )
@@ -266,7 +278,7 @@ class Classifier(nn.Module):
 
     Where the encoder is frozen, a record has the same features in every step; those met in training
     are kept in memory (`KEPT_BYTES` of them at most), so that later steps cost the head alone.
-    Only where companions change no bit of them (on CPUs, see `products`): elsewhere a resumed run
+    Only where companions change no bit of them (on CPUs, see `kernels`): elsewhere a resumed run
     would meet others.
     """
 

@@ -5,8 +5,8 @@
 peft spells it as five steps over whole outputs: three products, a scaling and a sum, and in the
 backward another scaling and another sum.  Here the scaling is taken at width r, and the sums are
 part of the narrow products, so that a layer costs little more than its wide product.  The products
-are those of `products`, with the same guarantee about their bits; the gradients of A and B are
-recorded there, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
+are those of `kernels`, with the same guarantee about their bits; the gradients of A and B are
+recorded by `products`, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
 
 `adapter` calls this for layers without dropout on a base that is not quantised; all others go
 peft's way.
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from privft.training.products import UnitProducts, product, sum_of_products
+from privft.training.kernels import product, sum_of_products
+from privft.training.products import UnitProducts
 
 
 def lora_linear(

@@ -1,24 +1,16 @@
-"""Matrix products whose bits do not depend on how many rows are multiplied, and what a unit's own
-part of a trained layer's gradient is.
+"""What a unit's own part of a trained layer's gradient is, taken during one backward pass.
 
-Why.  The BLAS that torch uses for float32 picks its kernels and splits its sums by the number of
-rows of the whole product, so a unit's activations would carry the trace of its companions in the
-last bits (measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch
-uses for bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others, at the same
-speed (one row alone goes another way, so it is given a twin).  They are used here on CPUs; float64,
-which oneDNN lacks and only tests use, is multiplied a record at a time.  Other devices multiply
-as torch does, and `audit.stepcheck` says what that costs.
-
-How.  `UnitProducts` is a mode, active during one forward and backward pass, that takes over
+`UnitProducts` is a mode, active during one forward and backward pass, that takes over
 `linear`, and `embedding` and `layer_norm` where they are trained.  The backward of a
 frozen layer gives the gradient of its input and nothing else.  That of a trained layer also gives
 each unit's gradient, from the unit's own records and by sums of shapes that are the unit's own:
     linear      (output gradient)^T (input), and the output gradient for a bias
     embedding   the output gradient, added to the rows of the tokens
     layer norm  output gradient times normalised input, and the output gradient for the bias
-and never the sum over units that autograd would form.  A loss that multiplies by a trained weight
-itself, a record at a time, reports its part through `active` (`losses`).  Activations that are
-computed twice (`recompute`) change nothing: only backward records.
+and never the sum over units that autograd would form.  Products are those of `kernels`, so what
+else is in a microbatch changes no bit.  A loss that multiplies by a trained weight itself, a record
+at a time, reports its part through `active` (`losses`).  Activations that are computed twice
+(`recompute`) change nothing: only backward records.
 """
 
 from __future__ import annotations
@@ -33,21 +25,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from privft.errors import InputError
+from privft.training.kernels import aligned, product
 
-_ALIGNMENT_BYTES = 64
-_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-_ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
 _ACTIVE: ContextVar[UnitProducts | None] = ContextVar("privft-unit-products", default=None)
-
-
-def use_reproducible_kernels() -> None:
-    """From now on torch runs kernels that give the same bits each time, or none.
-
-    In that mode it also fills fresh memory with NaN, which helps to find reads of what was never
-    written and costs a pass over every output; nothing here reads such memory, so it is off.
-    """
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def has_unit_gradients(layer: nn.Module) -> bool:
@@ -301,62 +281,6 @@ class _LayerNorm(torch.autograd.Function):
         return wanted, None, None, None, None, None
 
 
-def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """input [R, ..., K] times weight [N, K] transposed, plus bias [N].
-
-    Guarantees (on CPUs with oneDNN; measured, see `audit.stepcheck`): the bits of a row of the
-    result depend on that row of `input`, on its shape, `weight` and `bias` alone.
-    """
-    if input.device.type != "cpu" or input.numel() == 0:
-        return nn.functional.linear(input, weight, bias)
-    if not _takes(input.dtype):
-        rows = [nn.functional.linear(_aligned(row[None]), weight, bias) for row in input]
-        return torch.cat(rows)
-    flat = input.reshape(-1, input.shape[-1])
-    if flat.shape[0] == 1:
-        flat = flat.expand(2, -1).contiguous()
-    result = _ONEDNN_LINEAR(flat, weight, bias, "none", [], "")
-    return _shaped(result, input, weight)
-
-
-def sum_of_products(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    narrow: torch.Tensor,
-    narrow_weight: torch.Tensor,
-) -> torch.Tensor:
-    """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
-    in the type of `input`; the same guarantee."""
-    own = product(input, weight, bias)
-    if own.dtype != narrow.dtype or own.device.type != "cpu" or not _takes(own.dtype):
-        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
-    flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
-    if flat.shape[0] == 0:
-        return own
-    if flat.shape[0] == 1:
-        flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
-    result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
-    return _shaped(result, narrow, narrow_weight)
-
-
-def _takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this type here."""
-    return _ONEDNN and dtype != torch.float64
-
-
-def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[R, ..., N], without the twin of a row that was alone."""
-    shape = (*input.shape[:-1], weight.shape[0])
-    return result[: input.numel() // input.shape[-1]].reshape(shape)
-
-
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor at an address of which kernels need not take notice."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % _ALIGNMENT_BYTES == 0 else tensor.clone()
-
-
 def _weight_gradients(
     input: torch.Tensor, gradient: torch.Tensor, records: Sequence[int]
 ) -> torch.Tensor:
@@ -375,8 +299,8 @@ def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[in
     """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit."""
     found = []
     for part in _of_units(records):
-        rows = _aligned(left[part].reshape(-1, left.shape[-1]))
-        columns = _aligned(right[part].reshape(-1, right.shape[-1]))
+        rows = aligned(left[part].reshape(-1, left.shape[-1]))
+        columns = aligned(right[part].reshape(-1, right.shape[-1]))
         found.append(rows.t() @ columns)
     return torch.stack(found)
 
@@ -388,7 +312,7 @@ def _sums(values: torch.Tensor, records: Sequence[int], *, dimensions: int) -> t
         return _sum_by_unit(values, records)
     kept = values.shape[-dimensions:]
     return torch.stack(
-        [_aligned(values[part].reshape(-1, *kept)).sum(0) for part in _of_units(records)]
+        [aligned(values[part].reshape(-1, *kept)).sum(0) for part in _of_units(records)]
     )
 
 

@@ -11,7 +11,7 @@ The 8-bit one quantises activations too, and singles out columns in which any ro
 a large number, so that a unit's gradient would depend on its companions; the 4-bit one multiplies
 by routines whose bits depend on the number of rows.  Here weights alone are quantised: a matrix is
 turned back into the base's own type when it is needed, forward and backward, and multiplied as any
-other (`products.product`).  Gradients are exact for the base that the numbers stand for, and
+other (`kernels.product`).  Gradients are exact for the base that the numbers stand for, and
 companions change no bit more than they do on a whole base.
 
 Quantised are the linear layers inside the row of layers; embeddings, output embedding and norms
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from privft.errors import InputError
-from privft.training.products import product
+from privft.training.kernels import product
 
 Bits = Literal["8-bit", "4-bit"]
 _BLOCK = 64

@@ -19,7 +19,7 @@ no branch on data here either, so no rank waits for a message that another has n
 The same result.  Float64 sums depend on their order, so on N ranks a sum equals that of one process
 up to rounding, and a step may be done again on N ranks only.  Whole numbers (`discrete`) do not:
 there the result is the same to the last bit for any number of ranks, where a unit's own gradient is
-(`products`; on CPUs).  `alike_on_any_number` says which of both a run is.
+(`kernels`; on CPUs).  `alike_on_any_number` says which of both a run is.
 
 What crosses between ranks: digests; sums of clipped gradients *without noise*, which are private;
 at the beginning, sealed bytes (`stages.ranked`).  torch's transports neither encrypt nor

@@ -2,7 +2,7 @@
 
 Memory then grows with one layer's activations instead of all layers', for about a third more work
 (Chen et al. 2016, arXiv 1604.06174).  Second time and first give the same bits: products do not
-depend on companions (`products`), masks are keyed (`dropout`), nothing else is random.
+depend on companions (`kernels`), masks are keyed (`dropout`), nothing else is random.
 
 Why not the model's own switch (`activation_checkpointing_enable`): it works in training mode only,
 and there a base model's own dropout would draw from torch's generator, which knows neither unit nor
@@ -50,8 +50,16 @@ def recomputed(layers: Sequence[nn.Module], products: UnitProducts) -> Iterator[
     products: the mode under which the first pass runs; the second enters it again, because torch
         suspends modes during a backward, which may also have a thread of its own (CUDA).
     """
-    for layer in layers:
-        layer.forward = partial(_forward, layer.forward, products)
+    with instead(layers, partial(_forward, products)):
+        yield
+
+
+@contextmanager
+def instead(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, `forward` runs for these layers: it is given a layer's place among them, its
+    own `forward`, and what that would be given."""
+    for place, layer in enumerate(layers):
+        layer.forward = partial(forward, place, layer.forward)
     try:
         yield
     finally:
@@ -60,7 +68,7 @@ def recomputed(layers: Sequence[nn.Module], products: UnitProducts) -> Iterator[
 
 
 def _forward(
-    forward: Callable[..., Any], products: UnitProducts, *inputs: Any, **settings: Any
+    products: UnitProducts, place: int, forward: Callable[..., Any], *inputs: Any, **settings: Any
 ) -> Any:
     return checkpoint(
         forward,

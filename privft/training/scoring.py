@@ -1,7 +1,7 @@
 """Losses of units without gradients, for audits and for evaluation on public text.
 
-A score of a unit is computed exactly as its training loss is: the mean over its records of each
-record's mean loss per label token.  Losses of units of the vault are private.
+A score of a unit is computed exactly as its training loss is, by the same products: the mean over
+its records of each record's mean loss per label token.  Losses of units of the vault are private.
 """
 
 from __future__ import annotations
@@ -11,9 +11,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from privft.training.examples import Example, UnitExamples, microbatches
-from privft.training.losses import Classifier, LanguageModel, TrainedModel, pad_rows
+from privft.training.losses import (
+    Classifier,
+    LanguageModel,
+    TrainedModel,
+    pad_rows,
+    trained_parameters,
+)
+from privft.training.products import UnitProducts
 from privft.training.trunk import Trunk
 
 
@@ -75,14 +83,17 @@ def _means(
     """The mean over each unit's records of `values_of` ([R] for R records of one bucket, or [R, M]
     for M models), [U, M]."""
     means = np.full((len(units), len(models)), np.nan)
-    for model in models:
+    parameters: dict[str, nn.Parameter] = {}
+    for place, model in enumerate(models):
         model.module.eval()
+        parameters |= {f"{place} {name}": p for name, p in trained_parameters(model).items()}
     # Two units may be equal, so they are told apart by identity.
     order = {id(unit): place for place, unit in enumerate(units)}
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in microbatches(units, token_budget=token_budget):
             examples = [example for unit in batch for example in unit.examples]
-            found = values_of(examples, batch[0].bucket).double().cpu().numpy()
+            with UnitProducts(parameters, [len(unit.examples) for unit in batch]):
+                found = values_of(examples, batch[0].bucket).double().cpu().numpy()
             values = found.reshape(len(examples), len(models))
             start = 0
             for unit in batch:

@@ -4,7 +4,7 @@ Each rank keeps 1/n of every frozen tensor (torch's `fully_shard`, Zhao et al. 2
 2304.11277, in its second form).  A layer is gathered when it runs, forward and backward, and let go
 again; embeddings are gathered for a whole pass.  Trained parameters are ignored by it: they are
 small, every rank has all of them, and per-unit gradients need them whole.  What is gathered has the
-bits of what was shared out, and products are the same (`products`), so a unit's gradient has the
+bits of what was shared out, and products are the same (`kernels`), so a unit's gradient has the
 same bits as without.
 
 A gathering is one message to all: each rank must run the model as often as the others, or they

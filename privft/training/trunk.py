@@ -6,21 +6,21 @@ other: of 30 layers with LoRA in the upper 10, a pair of passes costs 40 instead
 
 Common is what consists of the very same tensors (`Workbench.before_and_after` makes such models),
 and states are handed over only where those that went in are equal to the bit, so that a trained
-embedding, say, makes the second model run by itself.
+embedding, say, makes the second model run by itself.  What else a layer is given (masks, positions)
+is made from the rows alone in every architecture whose gradients of units are known (`products`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
 
-from privft.training.recompute import transformer_layers
+from privft.training.recompute import instead, transformer_layers
 
 
 class Trunk:
@@ -35,20 +35,17 @@ class Trunk:
         self._left: Any = None
         self._handing = False
 
-    def __len__(self) -> int:
-        return len(self._first)
-
     @contextmanager
     def kept(self) -> Iterator[None]:
         """A pass of the first model, whose states are kept for the next one of the second."""
-        with _instead(self._first, self._keep):
+        with instead(self._first, self._keep):
             yield
 
     @contextmanager
     def handed(self) -> Iterator[None]:
         """The second model's pass over the same rows; afterwards nothing is kept."""
         try:
-            with _instead(self._second, self._hand):
+            with instead(self._second, self._hand):
                 yield
         finally:
             self._entered = self._left = None
@@ -76,15 +73,3 @@ def _tensors(layer: nn.Module) -> dict[str, int]:
     """Which tensors a layer consists of, by name."""
     held = [*layer.named_parameters(), *layer.named_buffers()]
     return {name: id(tensor) for name, tensor in held}
-
-
-@contextmanager
-def _instead(layers: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """While it lasts, `forward` runs for these layers, given their places and own `forward`."""
-    for place, layer in enumerate(layers):
-        layer.forward = partial(forward, place, layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -80,6 +80,9 @@ MODELS: dict[str, Callable[[], TrainedModel]] = {
 }
 
 
+SAME_BITS = (" in 0 of 8 cases", " in 0 of 9 cases")
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("clip_norm", [1e-3, 0.1, 1e3], ids=["clipped", "some", "unclipped"])
 def test_a_sound_model_passes_whatever_is_clipped(kind: str, clip_norm: float) -> None:
@@ -94,14 +97,14 @@ def test_a_sound_model_passes_when_activations_are_computed_again(kind: str) -> 
     found = checked(model, recompute=True)
     assert ("with dropout on" in found[INFLUENCE].detail) is bool(dropout_layers(model.module))
     assert [check.check for check in found if not check.ok] == []
-    assert found[COMPANIONS].detail.endswith("in 0 of 8 cases")
+    assert found[COMPANIONS].detail.endswith(SAME_BITS)
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_whole_numbers_pass_too_and_companions_change_no_bit(kind: str) -> None:
     found = checked(MODELS[kind](), noise="discrete-gaussian")
     assert [check.check for check in found if not check.ok] == []
-    assert found[COMPANIONS].detail.endswith("in 0 of 8 cases")
+    assert found[COMPANIONS].detail.endswith(SAME_BITS)
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "discrete-gaussian"])
@@ -243,6 +246,9 @@ def test_masks_that_follow_the_row_are_found(monkeypatch: pytest.MonkeyPatch) ->
     spec = LoraSpec(r=2, lora_dropout=0.3)
     base = tiny_llama(dtype=torch.float32)
     model = attach_language_model(base, spec, seed=5, pad_id=0)
-    assert checked(model, 1e-3)[COMPANIONS].detail.endswith("in 0 of 8 cases")
+    assert checked(model, 1e-3)[COMPANIONS].detail.rpartition(" in 0 of ")[2] in (
+        "8 cases",
+        "9 cases",
+    )
     monkeypatch.setattr(dropout.Masks, "dropped", by_row)
     assert not checked(model, 1e-3)[COMPANIONS].ok

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from privft.audit.canaries import PREFIX
 from privft.stages import auditing
 from privft.stages.auditing import upcoming_attempt
+from privft.stages.modelling import Workbench
 from tests.budget.samples import HASH, audit_bodies, new_ledger, run_to_the_end
 from tests.stages.world import World, base, released
 
@@ -93,13 +95,14 @@ def test_the_software_of_an_audit_is_its_versions_and_machine_but_not_its_thread
 def test_a_real_unit_is_scored_by_as_many_records_as_a_step_takes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, sound, seen = world.trained(), auditing.unit_losses, []
+    run, sound, seen = world.trained(), Workbench.losses_of_both, []
 
-    def counted(model: Any, units: Any, **more: Any) -> Any:
-        seen.extend(len(unit.examples) for unit in units)
-        return sound(model, units, **more)
+    def counted(bench: Workbench, before: Any, after: Any, units: Any) -> Any:
+        real = [unit for unit in units if not unit["unit"].startswith((PREFIX, "public"))]
+        seen.extend(len(unit["records"]) for unit in real)
+        return sound(bench, before, after, units)
 
-    monkeypatch.setattr(auditing, "unit_losses", counted)
+    monkeypatch.setattr(Workbench, "losses_of_both", counted)
     world.privft("audit", run)
     assert max(seen) == 2, "patients have up to three notes, and the config says two"
 

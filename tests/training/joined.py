@@ -21,9 +21,9 @@ import torch.distributed as dist
 from privft.randomness import KeyedStreams
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.clipping import UnitGradients
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Optimisation, Performance, clipped_sum, grid_for, train
 from privft.training.losses import LanguageModel, trained_parameters
-from privft.training.products import use_reproducible_kernels
 from privft.training.ranks import ALONE, Ranks, joined
 from tests.training.tiny import ListUnits, mechanism, text_units, tiny_llama
 

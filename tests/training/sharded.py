@@ -18,9 +18,9 @@ import torch.distributed as dist
 from privft.randomness import KeyedStreams
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients
+from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Optimisation, Performance, train
 from privft.training.losses import TrainedModel, trained_parameters
-from privft.training.products import use_reproducible_kernels
 from privft.training.quantised import Bits, quantise
 from privft.training.ranks import Ranks, joined
 from privft.training.sharding import frozen_bytes, shard_base

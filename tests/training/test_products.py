@@ -14,8 +14,9 @@ from privft.errors import InputError
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients, clip_factors, unit_norms
 from privft.training.examples import UnitExamples
+from privft.training.kernels import product
 from privft.training.losses import TrainedModel
-from privft.training.products import UnitProducts, product
+from privft.training.products import UnitProducts
 from tests.training.test_clipping import randomise
 from tests.training.tiny import label_units, text_units, tiny_bert, tiny_llama
 

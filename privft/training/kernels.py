@@ -1,0 +1,99 @@
+"""Matrix products whose bits do not depend on how many rows are multiplied.
+
+The BLAS that torch uses for float32 picks its kernels and splits its sums by the number of rows of
+the whole product, so a unit's activations would carry the trace of its companions in the last bits
+(measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
+bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others, and are no slower
+(one row alone goes another way, so it is given a twin).  They are used here on CPUs.  float64,
+which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile of
+`_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what that
+costs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_ALIGNMENT_BYTES = 64
+_TILE = 64
+_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
+
+
+def use_reproducible_kernels() -> None:
+    """From now on torch runs kernels that give the same bits each time, or none.
+
+    In that mode it also fills fresh memory with NaN, which helps to find reads of what was never
+    written and costs a pass over every output; nothing here reads such memory, so it is off.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """input [R, ..., K] times weight [N, K] transposed, plus bias [N].
+
+    Guarantees (on CPUs with oneDNN; measured, see `audit.stepcheck`): the bits of a row of the
+    result depend on that row of `input`, on its shape, `weight` and `bias` alone.
+    """
+    if input.device.type != "cpu" or input.numel() == 0:
+        return nn.functional.linear(input, weight, bias)
+    if not _takes(input.dtype):
+        return _by_record(input, weight, bias)
+    flat = input.reshape(-1, input.shape[-1])
+    if flat.shape[0] == 1:
+        flat = flat.expand(2, -1).contiguous()
+    result = _ONEDNN_LINEAR(flat, weight, bias, "none", [], "")
+    return _shaped(result, input, weight)
+
+
+def sum_of_products(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    narrow: torch.Tensor,
+    narrow_weight: torch.Tensor,
+) -> torch.Tensor:
+    """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
+    in the type of `input`; the same guarantee."""
+    own = product(input, weight, bias)
+    if own.dtype != narrow.dtype or own.device.type != "cpu" or not _takes(own.dtype):
+        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
+    flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
+    if flat.shape[0] == 0:
+        return own
+    if flat.shape[0] == 1:
+        flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
+    result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
+    return _shaped(result, narrow, narrow_weight)
+
+
+def _by_record(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The product for each record by itself; rows that belong to no record in tiles of one size."""
+    tiles = input
+    if input.dim() == 2:
+        filled = nn.functional.pad(input, (0, 0, 0, -len(input) % _TILE))
+        tiles = filled.reshape(-1, _TILE, input.shape[-1])
+    found = [nn.functional.linear(aligned(tile[None]), weight, bias) for tile in tiles]
+    whole = torch.cat(found)
+    return whole if input.dim() > 2 else whole.flatten(0, 1)[: len(input)]
+
+
+def _takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type here."""
+    return _ONEDNN and dtype != torch.float64
+
+
+def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[R, ..., N], without the twin of a row that was alone."""
+    shape = (*input.shape[:-1], weight.shape[0])
+    return result[: input.numel() // input.shape[-1]].reshape(shape)
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor at an address of which kernels need not take notice."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % _ALIGNMENT_BYTES == 0 else tensor.clone()
