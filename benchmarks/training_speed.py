@@ -17,6 +17,7 @@ machines of this class vary by 13% from run to run, so only ratios within a roun
 
     python benchmarks/training_speed.py --memory     peak memory of each, in processes of their own
     python benchmarks/training_speed.py --details    shares of privft's own step
+    python benchmarks/training_speed.py --width      what bfloat16 gains in wider models
 
 The default takes half an hour on two cores; more `--records` in a round give steadier figures.
 Prints tables and writes `results/training_speed.json` after each part (each mode and workload
@@ -40,6 +41,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -48,11 +50,13 @@ from typing import Any
 import numpy as np
 import torch
 from contenders import CLIP_NORM, NOISE_MULTIPLIER, Bench, Round, make
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from privft import synthetic
 from privft.budget.mechanism import Mechanism
 from privft.randomness import KeyedStreams
 from privft.training import basemodel
+from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.examples import (
     IGNORED,
     Example,
@@ -60,6 +64,7 @@ from privft.training.examples import (
     encode_unit,
     microbatches,
 )
+from privft.training.losses import LanguageModel
 from privft.training.noise import add_noise
 from privft.training.sampling import poisson_sample
 from privft.training.scoring import unit_losses
@@ -273,7 +278,7 @@ def work(name: str, options: argparse.Namespace) -> None:
 
 
 def race(
-    workload: str, bench: Bench, tokenizer: Any, options: argparse.Namespace
+    workload: str, bench: Bench | Wide, tokenizer: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Interleaved rounds of all contenders; tokens a second, and privft's ratio to each."""
     names = [n for n in CONTENDERS[workload] if options.only is None or n in options.only]
@@ -605,6 +610,43 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# ---------------------------------------------------------------------------- width
+
+
+@dataclass(frozen=True)
+class Wide:
+    """Models like SmolLM2's of another width, few layers and made-up weights."""
+
+    hidden: int
+    layers: int
+
+    def model(self, dtype: str) -> LanguageModel:
+        """One of them with LoRA, as the contenders have it."""
+        torch.manual_seed(SEED)
+        config = LlamaConfig(
+            vocab_size=49152,
+            hidden_size=self.hidden,
+            intermediate_size=self.hidden * 8 // 3,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            num_key_value_heads=self.hidden // 192,
+            tie_word_embeddings=True,
+        )
+        base = LlamaForCausalLM(config).to(getattr(torch, dtype))
+        return attach_language_model(base, LoraSpec(r=8), seed=0, pad_id=0)
+
+
+def width(tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What bfloat16 gains, by the width of a model."""
+    options.only = ["privft", "privft-bf16"]
+    return {
+        f"hidden {wide.hidden}, {wide.layers} layers": bf16(
+            race("dialogues", wide, tokenizer, options)
+        )
+        for wide in (Wide(576, 10), Wide(1152, 4), Wide(2304, 2))
+    }
+
+
 # ---------------------------------------------------------------------------- telling
 
 
@@ -675,7 +717,7 @@ def show(report: dict[str, Any]) -> None:
         print("padded over real tokens: " + ", ".join(
             f"{name} {value:.2f}" for name, value in result["padding"].items()
         ))  # fmt: skip
-    for part in ("bfloat16", "memory", "details", "growth"):
+    for part in ("bfloat16", "memory", "details", "growth", "width"):
         if report.get(part):
             print(f"\n{part}")
             for key, value in report[part].items():
@@ -692,6 +734,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=sorted(CONTENDERS), help="by default both")
     parser.add_argument("--growth", action="store_true", help="how cost grows, and nothing else")
     parser.add_argument("--memory", action="store_true", help="peak memory, and nothing else")
+    parser.add_argument("--width", action="store_true", help="bfloat16 by width, and nothing else")
     parser.add_argument("--no-details", action="store_true", help="the races alone")
     parser.add_argument("--details", action="store_true", help="of privft's step, without a race")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -720,6 +763,9 @@ def main() -> None:
 
     if options.growth:
         report["growth"] = {**growth(options), "machine": machine(options.device)}
+    elif options.width:
+        tokenizer = basemodel.load_tokenizer(Bench(device="cpu").found)
+        report["width"] = {**width(tokenizer, options), "machine": machine(options.device)}
     elif options.details:
         bench = Bench(device=options.device)
         report["details"] = details(bench, basemodel.load_tokenizer(bench.found), options)
