@@ -434,7 +434,7 @@ def flops(model: Any, units: Sequence[UnitExamples]) -> float:
     for unit in units:
         for example in unit.examples:
             n = len(example.input_ids)
-            labelled = sum(label != IGNORED for label in example.labels)
+            labelled = example.labelled
             total += n * (4.0 * frozen + 6.0 * trained + 6.0 * n * hidden * layers)
             total += 4.0 * labelled * head.weight.numel()
     return total
@@ -638,7 +638,7 @@ class Wide:
 
 def width(tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
     """What bfloat16 gains, by the width of a model."""
-    options.only = ["privft", "privft-bf16"]
+    options = argparse.Namespace(**vars(options) | {"only": ["privft", "privft-bf16"]})
     return {
         f"hidden {wide.hidden}, {wide.layers} layers": bf16(
             race("dialogues", wide, tokenizer, options)

@@ -51,7 +51,7 @@ from privft.config import RunConfig, parse_config
 from privft.randomness import KeyedStreams
 from privft.stages.modelling import Workbench, find_base
 from privft.training.adapter import LoraSpec, attach_classifier
-from privft.training.examples import IGNORED, Example, UnitExamples, microbatches
+from privft.training.examples import Example, UnitExamples, microbatches
 from privft.training.kernels import use_reproducible_kernels
 from privft.training.loop import Performance, train
 from privft.training.losses import Classifier, pad_rows
@@ -502,9 +502,7 @@ def token_losses(model: Any, units: Sequence[UnitExamples]) -> dict[str, float]:
     """Mean loss a completion token over all tokens, and over records of each record's mean."""
     units = [unit for unit in units if unit.examples]
     losses = unit_losses(model, units, token_budget=2048)
-    counts = np.array(
-        [sum(x != IGNORED for e in unit.examples for x in e.labels) for unit in units]
-    )
+    counts = np.array([sum(example.labelled for example in unit.examples) for unit in units])
     return {
         "loss_per_token": float((losses * counts).sum() / counts.sum()),
         "loss_per_record": float(losses.mean()),

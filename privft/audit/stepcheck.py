@@ -34,7 +34,7 @@ from privft.randomness import KeyedStreams, fresh_secret
 from privft.training.adaptive import joint_influence
 from privft.training.clipping import COUNT, UnitGradients, clip_factors, unit_norms
 from privft.training.dropout import Masks
-from privft.training.examples import IGNORED, UnitExamples, microbatches
+from privft.training.examples import UnitExamples, microbatches
 from privft.training.loop import clipped_sum, grid_for
 from privft.training.losses import BLOCK_TOKENS, TrainedModel
 from privft.training.opacus_engine import opacus_gradients
@@ -95,8 +95,7 @@ def _more_than_a_block(
         for place in range(min(BLOCK_TOKENS // 2 + 2, max_length))
     ]
     unit = encode({"unit": "check-long", "records": [{"id": "long", "text": " ".join(words)}]})
-    labels = sum(label != IGNORED for label in unit.examples[0].labels)
-    return unit, (min(5, BLOCK_TOKENS // labels + 1),)
+    return unit, (min(5, BLOCK_TOKENS // unit.examples[0].labelled + 1),)
 
 
 def _size(change: Mapping[str, torch.Tensor]) -> float:

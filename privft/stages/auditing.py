@@ -65,7 +65,7 @@ from privft.training.losses import (
     TrainedModel,
     trained_parameters,
 )
-from privft.training.scoring import unit_accuracies
+from privft.training.scoring import losses_of_both, unit_accuracies
 from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
@@ -312,7 +312,8 @@ def _utility(
     watch.say("measuring usefulness on public text")
     records = public_units(path, vault.fields, most=workbench.config.evaluation.max_records)
     source = "generated" if workbench.config.synthetic else "public"
-    before, after = workbench.losses_of_both(untrained, trained, records)
+    units = [workbench.encode(unit) for unit in records]
+    before, after = losses_of_both(untrained, trained, units)
     rows = [
         _compared(
             source,
@@ -324,7 +325,6 @@ def _utility(
         )
     ]
     if isinstance(trained, Classifier) and isinstance(untrained, Classifier):
-        units = [workbench.encode(unit) for unit in records]
         hits = [unit_accuracies(model, units) for model in (untrained, trained)]
         whole = _compared(source, "accuracy", None, *hits, better="higher")
         labels = np.array([str(unit["records"][0]["label"]) for unit in records])

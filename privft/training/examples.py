@@ -41,6 +41,11 @@ class Example:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
 
+    @property
+    def labelled(self) -> int:
+        """How many positions carry a label."""
+        return sum(label != IGNORED for label in self.labels)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitExamples:
@@ -90,7 +95,7 @@ def encode_unit(
         else _encode_text(record, tokenizer, max_length, instruction)
         for record in unit["records"]
     )
-    kept = tuple(example for example in encoded if any(x != IGNORED for x in example.labels))
+    kept = tuple(example for example in encoded if example.labelled)
     return UnitExamples(key=str(unit["unit"]), examples=kept)
 
 

@@ -190,11 +190,7 @@ class LanguageModel:
 
     def record_losses(self, examples: Sequence[Example], length: int) -> torch.Tensor:
         """Mean loss per label token of each record, shape [R]."""
-        ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
-        # Rows are padded on the right and attention is causal, so no labelled position ever sees
-        # a pad.  No mask is given: transformers drops one that masks nothing and then takes
-        # another kernel, so a row that fills its bucket would feel whether its companions do.
-        hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        hidden_RTD = self._states(examples, length)
         weight_VD = _whole(self._head.weight)
         places_N, labels_N, counts = self._labelled(examples, length)
         losses_R: torch.Tensor
@@ -221,8 +217,7 @@ class LanguageModel:
 
     def writes(self, examples: Sequence[Example], length: int) -> torch.Tensor:
         """Whether each of a record's labels has the largest logit where it is due, [R]."""
-        ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
-        hidden_RTD = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        hidden_RTD = self._states(examples, length)
         weight_VD = _whole(self._head.weight)
         places_N, labels_N, counts = self._labelled(examples, length)
         hidden_ND = hidden_RTD.flatten(0, 1)[places_N].to(weight_VD.dtype)
@@ -238,6 +233,17 @@ class LanguageModel:
             [of_record.all() for of_record in torch.split(torch.cat(written), counts)]
         )
 
+    def _states(self, examples: Sequence[Example], length: int) -> torch.Tensor:
+        """The decoder's last hidden states, [R, T, D].
+
+        Rows are padded on the right and attention is causal, so no labelled position ever sees a
+        pad.  No mask is given: transformers drops one that masks nothing and then takes another
+        kernel, so a row that fills its bucket would feel whether its companions do.
+        """
+        ids_RT, _ = pad_rows(examples, length, self.pad_id, self.device)
+        states: torch.Tensor = self.decoder(input_ids=ids_RT, use_cache=False).last_hidden_state
+        return states
+
     def _labelled(
         self, examples: Sequence[Example], length: int
     ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -250,8 +256,7 @@ class LanguageModel:
             if label != IGNORED
         ]
         places_N, labels_N = torch.tensor(labels, device=self.device).unbind(-1)
-        counts = [sum(label != IGNORED for label in example.labels) for example in examples]
-        return places_N, labels_N, counts
+        return places_N, labels_N, [example.labelled for example in examples]
 
     def check_against_own_loss(self, example: Example) -> None:
         """Raise unless the label-only loss is the model's own on one row (logit scaling, soft caps
