@@ -31,8 +31,9 @@ from privft.sizing import (
     wire_bytes,
 )
 from privft.stages.modelling import choose_device, lora_spec, set_up
-from privft.training.basemodel import BaseModel
+from privft.training.basemodel import DTYPES, BaseModel
 from privft.training.examples import bucket_of, buckets_upto
+from privft.training.kernels import widens
 from privft.training.rehearsal import Pace, Rehearsal
 
 _SPREAD = 4.0
@@ -44,12 +45,14 @@ class Takes:
     """What a run takes at most, on each of its devices; bytes that each sends to the others.
 
     pace, seconds_a_step: None where this machine has too little memory for the run.
+    widened: bfloat16 is multiplied as float32 on this machine.
     """
 
     memory: Memory
     pace: Pace | None
     seconds_a_step: float | None
     wire_bytes_a_step: int
+    widened: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class Foreseen:
             "seconds_at_most": None if step is None else step * self.steps,
             "wire_bytes_a_step": self.takes.wire_bytes_a_step,
             "pace": None if self.takes.pace is None else vars(self.takes.pace),
+            "bfloat16_as_float32": self.takes.widened,
         }
 
     def rows(self) -> list[list[str]]:
@@ -86,6 +90,11 @@ class Foreseen:
             return [["takes", "not known: the formula does not cover this architecture or option"]]
         memory, step = self.takes.memory, self.takes.seconds_a_step
         apart = "" if self.ranks == 1 else ", and what the wire takes"
+        if self.takes.widened:
+            apart += (
+                "; this CPU multiplies bfloat16 as float32, so model.dtype: float32 takes more "
+                "memory and less time here"
+            )
         devices = "" if self.ranks == 1 else f" on each of {self.ranks} devices"
         found = [
             [
@@ -209,6 +218,7 @@ def foresee(config: RunConfig, base: BaseModel, *, ranks: int = 1) -> Foreseen:
             pace=pace,
             seconds_a_step=seconds,
             wire_bytes_a_step=wire_bytes(setting, passes=math.ceil(share)),
+            widened=device.type == "cpu" and widens(DTYPES[setting.dtype]),
         ),
     )
 

@@ -4,13 +4,17 @@ The BLAS that torch uses for float32 picks its kernels and splits its sums by th
 the whole product, so a unit's activations would carry the trace of its companions in the last bits
 (measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
 bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others, and are no slower
-(one row alone goes another way, so it is given a twin).  They are used here on CPUs.  float64,
-which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile of
-`_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what that
-costs.
+(one row alone goes another way, so it is given a twin).  They are used here on CPUs.  Where a CPU
+has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are
+cast to float32 and the product is rounded: the same promise, at less than float32's
+speed.  float64, which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a
+record, or a tile of `_TILE` rows, at a time.  Other devices multiply as torch does, and
+`audit.stepcheck` says what that costs.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import nn
@@ -39,7 +43,10 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """
     if input.device.type != "cpu" or input.numel() == 0:
         return nn.functional.linear(input, weight, bias)
-    if not _takes(input.dtype):
+    if widens(input.dtype):
+        wide_bias = None if bias is None else bias.float()
+        return product(input.float(), weight.float(), wide_bias).to(input.dtype)
+    if not multiplies(input.dtype):
         return _by_record(input, weight, bias)
     flat = input.reshape(-1, input.shape[-1])
     if flat.shape[0] == 1:
@@ -58,7 +65,7 @@ def sum_of_products(
     """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
     in the type of `input`; the same guarantee."""
     own = product(input, weight, bias)
-    if own.dtype != narrow.dtype or own.device.type != "cpu" or not _takes(own.dtype):
+    if own.dtype != narrow.dtype or own.device.type != "cpu" or not multiplies(own.dtype):
         return (own + product(narrow, narrow_weight, None)).to(own.dtype)
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
     if flat.shape[0] == 0:
@@ -82,9 +89,23 @@ def _by_record(
     return whole if input.dim() > 2 else whole.flatten(0, 1)[: len(input)]
 
 
-def _takes(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this type here."""
-    return _ONEDNN and dtype != torch.float64
+def widens(dtype: torch.dtype) -> bool:
+    """Whether CPUs multiply this type as float32 here."""
+    return dtype.itemsize < 4 and not multiplies(dtype) and multiplies(torch.float32)
+
+
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type here, found by trying: it depends on the CPU, and on what
+    oneDNN was told to use of it."""
+    if not _ONEDNN:
+        return False
+    try:
+        rows = torch.zeros(2, 8, dtype=dtype)
+        _ONEDNN_LINEAR(rows, rows, None, "none", [], "")
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

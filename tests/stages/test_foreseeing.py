@@ -12,6 +12,7 @@ import torch
 from privft.config import RunConfig, parse_config
 from privft.sizing import Microbatch, memory
 from privft.stages import foreseeing
+from privft.training import kernels
 from privft.training.basemodel import BaseModel
 from privft.training.rehearsal import Pace, Rehearsal
 from tests.stages.world import CLASSIFY, RUN
@@ -124,6 +125,17 @@ def test_a_run_that_does_not_fit_is_not_rehearsed_and_says_so(
     assert found.to_dict()["seconds_a_step_at_most"] is None
     assert found.to_dict()["seconds_at_most"] is None
     assert "too little memory" in found.rows()[1][1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cpu_without_instructions_for_bfloat16_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(kernels, "multiplies", lambda asked: asked == torch.float32)
+    given = config(model=config().to_dict()["model"] | {"dtype": dtype})
+    found = foreseeing.foresee(given, base(tmp_path, LLAMA))
+    assert found.to_dict()["bfloat16_as_float32"] == (dtype == "bfloat16")
+    assert ("multiplies bfloat16 as float32" in found.rows()[1][1]) == (dtype == "bfloat16")
 
 
 def test_nothing_but_the_config_of_the_model_is_read(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from opacus.grad_sample import GradSampleHooks
 from torch import nn
 
 from privft.errors import InputError
+from privft.training import kernels
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients, clip_factors, unit_norms
 from privft.training.examples import UnitExamples
-from privft.training.kernels import product
+from privft.training.kernels import multiplies, product
 from privft.training.losses import TrainedModel
 from privft.training.products import UnitProducts
 from tests.training.test_clipping import randomise
@@ -23,6 +24,14 @@ from tests.training.tiny import label_units, text_units, tiny_bert, tiny_llama
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SAME_BUCKET = [[12], [11, 9], [10], [12, 12, 12], [9], [16], [15, 10]]
 PLACES = [[0, 1], [1, 0], [3, 0, 5], [5, 6, 0, 3], [4, 4, 4, 0], [6, 5, 4, 3, 2, 1, 0]]
+
+
+@pytest.fixture
+def no_narrow_instructions(monkeypatch):
+    """A CPU whose oneDNN multiplies float32 and nothing narrower."""
+    monkeypatch.setattr(
+        kernels, "multiplies", lambda dtype: dtype == torch.float32 and multiplies(dtype)
+    )
 
 
 @pytest.fixture(params=[1, 3], ids=lambda count: f"{count} threads")
@@ -44,6 +53,17 @@ def classifier(dtype: torch.dtype) -> TrainedModel:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", [language_model, classifier])
 def test_a_clipped_gradient_has_the_same_bits_in_every_company(make, dtype, threads) -> None:
+    check_companies(make, dtype)
+
+
+@pytest.mark.parametrize("make", [language_model, classifier])
+def test_so_it_has_on_a_cpu_without_instructions_for_bfloat16(
+    make, threads, no_narrow_instructions
+) -> None:
+    check_companies(make, torch.bfloat16)
+
+
+def check_companies(make, dtype: torch.dtype) -> None:
     model = make(dtype)
     randomise(model)
     units = (
@@ -78,6 +98,17 @@ def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
         for row, count in itertools.product(range(5), (1, 2, 3)):
             some = many[row : row + count]
             assert torch.equal(product(some, weight, None), whole[row : row + count])
+
+
+def test_narrow_products_are_rounded_once_where_the_cpu_has_none(no_narrow_instructions) -> None:
+    torch.manual_seed(0)
+    rows, weight, bias = (torch.randn(*shape) for shape in ((3, 5, 64), (48, 64), (48,)))
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = [each.to(dtype) for each in (rows, weight, bias)]
+        exact = product(*(each.double() for each in narrow))
+        found = product(*narrow)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_gradients_are_those_of_opacus() -> None:
