@@ -3,8 +3,10 @@
 The BLAS that torch uses for float32 picks its kernels and splits its sums by the number of rows of
 the whole product, so a unit's activations would carry the trace of its companions in the last bits
 (measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
-bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others, and are no slower
-(one row alone goes another way, so it is given a twin).  They are used here on CPUs.  Where a CPU
+bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others (one row alone goes
+another way, so it is given a twin).  They are used here on CPUs, and with AVX-512 they are faster
+than BLAS.  With AVX2 alone they are a fifth slower, so records of `_LONG` positions and more, which
+are enough rows to keep a processor busy, go through BLAS there, one at a time.  Where a CPU
 has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are
 cast to float32 and the product is rounded: the same promise, at less than float32's
 speed.  float64, which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a
@@ -21,7 +23,9 @@ from torch import nn
 
 _ALIGNMENT_BYTES = 64
 _TILE = 64
+_LONG = 32
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+_BLAS_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
 
 
@@ -46,7 +50,7 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if widens(input.dtype):
         wide_bias = None if bias is None else bias.float()
         return product(input.float(), weight.float(), wide_bias).to(input.dtype)
-    if not multiplies(input.dtype):
+    if not multiplies(input.dtype) or _apart(input):
         return _by_record(input, weight, bias)
     flat = input.reshape(-1, input.shape[-1])
     if flat.shape[0] == 1:
@@ -65,6 +69,10 @@ def sum_of_products(
     """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
     in the type of `input`; the same guarantee."""
     own = product(input, weight, bias)
+    if own.dtype == narrow.dtype and _apart(own) and own[0].nbytes % _ALIGNMENT_BYTES == 0:
+        for record, part in zip(own, narrow, strict=True):
+            record.addmm_(aligned(part), narrow_weight.t())
+        return own
     if own.dtype != narrow.dtype or own.device.type != "cpu" or not multiplies(own.dtype):
         return (own + product(narrow, narrow_weight, None)).to(own.dtype)
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
@@ -76,10 +84,23 @@ def sum_of_products(
     return _shaped(result, narrow, narrow_weight)
 
 
+def _apart(input: torch.Tensor) -> bool:
+    """Whether records [R, T, ...] are multiplied one at a time where oneDNN could take all: what
+    decides is their own length, whatever their company."""
+    return (
+        _BLAS_IS_FASTER
+        and input.device.type == "cpu"
+        and input.dim() == 3
+        and input.shape[1] >= _LONG
+    )
+
+
 def _by_record(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """The product for each record by itself; rows that belong to no record in tiles of one size."""
+    if input.dim() > 2 and len(input) == 1:
+        return nn.functional.linear(aligned(input), weight, bias)
     tiles = input
     if input.dim() == 2:
         filled = nn.functional.pad(input, (0, 0, 0, -len(input) % _TILE))

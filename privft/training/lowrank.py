@@ -33,9 +33,11 @@ def lora_linear(
     scaling: float,
 ) -> torch.Tensor:
     """The layer's output [R, ..., N] in the type of `input`; `products` is the mode in force."""
-    result: torch.Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        input, weight, bias, a, b, scaling, products.recorder(a), products.recorder(b)
-    )
+    recorders = products.recorder(a), products.recorder(b)
+    with torch._C.DisableTorchFunction():  # `products` asks for none of what is inside
+        result: torch.Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+            input, weight, bias, a, b, scaling, *recorders
+        )
     return result
 
 
@@ -59,15 +61,16 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        gradient = gradients[0]
-        input, weight, a, b, narrow = ctx.saved_tensors  # read once, see `recompute`
-        wide = gradient.to(a.dtype)
-        back = product(wide, b.t(), None).mul_(ctx.scaling)
-        if ctx.record_a is not None:
-            ctx.record_a(input.to(a.dtype), back)
-        if ctx.record_b is not None:
-            ctx.record_b(narrow, wide)
-        wanted = None
-        if ctx.needs_input_grad[0]:
-            wanted = sum_of_products(gradient, weight.t(), None, back, a.t())
-        return wanted, None, None, None, None, None, None, None
+        with torch._C.DisableTorchFunction():  # as in `lora_linear`
+            gradient = gradients[0]
+            input, weight, a, b, narrow = ctx.saved_tensors  # read once, see `recompute`
+            wide = gradient.to(a.dtype)
+            back = product(wide, b.t(), None).mul_(ctx.scaling)
+            if ctx.record_a is not None:
+                ctx.record_a(input.to(a.dtype), back)
+            if ctx.record_b is not None:
+                ctx.record_b(narrow, wide)
+            wanted = None
+            if ctx.needs_input_grad[0]:
+                wanted = sum_of_products(gradient, weight.t(), None, back, a.t())
+            return wanted, None, None, None, None, None, None, None
