@@ -21,7 +21,8 @@ machines of this class vary by 13% from run to run, so only ratios within a roun
 
 The default takes half an hour on two cores; more `--records` in a round give steadier figures.
 Prints tables and writes `results/training_speed.json` after each part (each mode and workload
-replaces its own).  On CUDA the same file runs unchanged; where there is none, the result says so.
+replaces its own, under the processor's instructions: AVX2 and AVX-512 have other kernels, and so
+other ratios).  On CUDA the same file runs unchanged; where there is none, the result says so.
 """
 
 from __future__ import annotations
@@ -491,6 +492,7 @@ def details(bench: Bench, tokenizer: Any, options: argparse.Namespace) -> dict[s
     noise_s = noise_seconds(model)
     vault_s = vault_seconds(tokenizer, sampled=16)
     return {
+        "machine": machine(options.device),
         "matmul_peak_gflops": round(peak, 1),
         "matmul_peak_gflops_bfloat16": None  # torch's own product takes minutes then
         if bench.device.type == "cpu" and widens(torch.bfloat16)
@@ -657,6 +659,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def instructions(device: str) -> str:
+    """What figures are kept apart by: of the CPU, or the name of another device."""
+    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
@@ -668,7 +675,7 @@ def machine(device: str) -> dict[str, Any]:
         "processor": facts.get("model name", platform.machine()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": instructions(device),
         "bf16_instructions": sorted(f for f in flags if f in ("avx512_bf16", "amx_bf16")),
         "device": device,
         "cuda": cuda,
@@ -759,11 +766,12 @@ def main() -> None:
     if options.worker:
         work(options.worker, options)
         return
-    report = json.loads(options.out.read_text()) if options.out.exists() else {}
+    reports = json.loads(options.out.read_text()) if options.out.exists() else {}
+    report = reports.setdefault(instructions(options.device), {})
 
     def keep() -> None:  # after each part, for a later one may end the process
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 
     if options.growth:
         report["growth"] = {**growth(options), "machine": machine(options.device)}
@@ -772,7 +780,8 @@ def main() -> None:
         report["width"] = {**width(tokenizer, options), "machine": machine(options.device)}
     elif options.details:
         bench = Bench(device=options.device)
-        report["details"] = details(bench, basemodel.load_tokenizer(bench.found), options)
+        tokenizer = basemodel.load_tokenizer(bench.found)
+        report["details"] = details(bench, tokenizer, options)
     elif options.memory:
         report["memory"] = {**memory(options), "machine": machine(options.device)}
     else:
@@ -787,7 +796,7 @@ def main() -> None:
                 "tokens_per_microbatch": TOKEN_BUDGET,
                 "longest": LONGEST,
             }
-            report["machine"] = machine(options.device)
+            found["machine"] = machine(options.device)
             if workload == "dialogues":
                 report["bfloat16"] = bf16(found)
             keep()

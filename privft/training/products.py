@@ -302,7 +302,7 @@ def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[in
         rows = aligned(left[part].reshape(-1, left.shape[-1]))
         columns = aligned(right[part].reshape(-1, right.shape[-1]))
         found.append(rows.t() @ columns)
-    return torch.stack(found)
+    return torch.stack(found) if len(found) > 1 else found[0][None]
 
 
 def _sums(values: torch.Tensor, records: Sequence[int], *, dimensions: int) -> torch.Tensor:
