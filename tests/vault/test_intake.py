@@ -217,7 +217,7 @@ def test_parquet_and_saved_folders(tmp_path: Path) -> None:
     ("name", "data"),
     [
         ("a.parquet", f"{MARK} PAR1".encode()),
-        ("a.jsonl.gz", gzip.compress(f'{{"note": "{MARK}"}}\n'.encode() * 50)[:-9]),
+        ("a.jsonl.gz", gzip.compress(f'{{"note": "{MARK}"}}\n'.encode() * 50, mtime=0)[:-9]),
         ("b.jsonl.gz", MARK.encode()),
     ],
 )
