@@ -780,8 +780,7 @@ def main() -> None:
         report["width"] = {**width(tokenizer, options), "machine": machine(options.device)}
     elif options.details:
         bench = Bench(device=options.device)
-        tokenizer = basemodel.load_tokenizer(bench.found)
-        report["details"] = details(bench, tokenizer, options)
+        report["details"] = details(bench, basemodel.load_tokenizer(bench.found), options)
     elif options.memory:
         report["memory"] = {**memory(options), "machine": machine(options.device)}
     else:

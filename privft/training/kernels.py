@@ -6,12 +6,12 @@ the whole product, so a unit's activations would carry the trace of its companio
 bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others (one row alone goes
 another way, so it is given a twin).  They are used here on CPUs, and with AVX-512 they are faster
 than BLAS.  With AVX2 alone they are a fifth slower, so records of `_LONG` positions and more, which
-are enough rows to keep a processor busy, go through BLAS there, one at a time.  Where a CPU
-has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are
-cast to float32 and the product is rounded: the same promise, at less than float32's
-speed.  float64, which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a
-record, or a tile of `_TILE` rows, at a time.  Other devices multiply as torch does, and
-`audit.stepcheck` says what that costs.
+are enough rows to keep a processor busy, go through BLAS there, one at a time.  Where a CPU has no
+instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are cast
+to float32 and the product is rounded: the same promise, at less than float32's speed.  float64,
+which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile of
+`_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what that
+costs.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ def sum_of_products(
     """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
     in the type of `input`; the same guarantee."""
     own = product(input, weight, bias)
-    if own.dtype == narrow.dtype and _apart(own) and own[0].nbytes % _ALIGNMENT_BYTES == 0:
+    if own.dtype != narrow.dtype or own.device.type != "cpu" or not multiplies(own.dtype):
+        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
+    if own.numel() == 0:
+        return own
+    if _apart(own) and _records_are_aligned(own):
         for record, part in zip(own, narrow, strict=True):
             record.addmm_(aligned(part), narrow_weight.t())
         return own
-    if own.dtype != narrow.dtype or own.device.type != "cpu" or not multiplies(own.dtype):
-        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
-    if flat.shape[0] == 0:
-        return own
     if flat.shape[0] == 1:
         flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
     result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
@@ -106,7 +106,7 @@ def _by_record(
         filled = nn.functional.pad(input, (0, 0, 0, -len(input) % _TILE))
         tiles = filled.reshape(-1, _TILE, input.shape[-1])
     whole = input.new_empty((*tiles.shape[:-1], weight.shape[0]))
-    in_place = whole[0].nbytes % _ALIGNMENT_BYTES == 0  # whichever record it is
+    in_place = _records_are_aligned(whole)
     for tile, place in zip(tiles, whole, strict=True):
         rows, result = aligned(tile).flatten(0, -2), place.flatten(0, -2)
         own = result if in_place else torch.empty_like(result)
@@ -142,6 +142,11 @@ def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> 
     """[R, ..., N], without the twin of a row that was alone."""
     shape = (*input.shape[:-1], weight.shape[0])
     return result[: input.numel() // input.shape[-1]].reshape(shape)
+
+
+def _records_are_aligned(fresh: torch.Tensor) -> bool:
+    """Whether every record of what torch has just made lies as `aligned` would have it."""
+    return fresh[0].nbytes % _ALIGNMENT_BYTES == 0
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
