@@ -24,6 +24,7 @@ from torch import nn
 _ALIGNMENT_BYTES = 64
 _TILE = 64
 _LONG = 32
+_WIDENED = 1 << 22  # numbers of a weight that are held in float32 at once
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 _BLAS_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
@@ -49,8 +50,7 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if input.device.type != "cpu" or input.numel() == 0:
         return nn.functional.linear(input, weight, bias)
     if widens(input.dtype):
-        wide_bias = None if bias is None else bias.float()
-        return product(input.float(), weight.float(), wide_bias).to(input.dtype)
+        return _widened(input, weight, bias)
     if not multiplies(input.dtype) or _apart(input):
         return _by_record(input, weight, bias)
     flat = input.reshape(-1, input.shape[-1])
@@ -83,6 +83,18 @@ def sum_of_products(
         flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
     result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
     return _shaped(result, narrow, narrow_weight)
+
+
+def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product in float32, rounded; a few rows of the weight at a time, as a float32 copy of an
+    output embedding would be the largest thing in memory."""
+    wide, count = input.float(), max(1, _WIDENED // weight.shape[1])
+    result = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    for start in range(0, weight.shape[0], count):
+        part = slice(start, start + count)
+        own = None if bias is None else bias[part].float()
+        result[..., part] = product(wide, weight[part].float(), own)
+    return result
 
 
 def _apart(input: torch.Tensor) -> bool:
