@@ -29,6 +29,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from safetensors import SafetensorError
 
 from privft.config import BUILTIN_MODELS, BUILTIN_PREFIX
 from privft.errors import InputError, IntegrityError
+from privft.training.kernels import aligned
 from privft.training.modelfolder import (
     check_folder,
     file_in,
@@ -307,8 +309,11 @@ def _auto(task: Task) -> Any:
 
 
 def _frozen(module: Any, task: Task) -> torch.nn.Module:
-    """As `load_model` gives it."""
+    """As `load_model` gives it.  Weights of the file's own type lie in the mapped file, hardly ever
+    where a cache line begins, until `kernels.aligned` copies them."""
     if task == "sequence-classification" and getattr(module, "pooler", None) is not None:
         module.pooler = None
     module.requires_grad_(False)
+    for tensor in chain(module.parameters(), module.buffers()):
+        tensor.data = aligned(tensor.data)
     return module.eval()  # type: ignore[no-any-return]

@@ -4,14 +4,13 @@ The BLAS that torch uses for float32 picks its kernels and splits its sums by th
 the whole product, so a unit's activations would carry the trace of its companions in the last bits
 (measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
 bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others (one row alone goes
-another way, so it is given a twin).  They are used here on CPUs, and with AVX-512 they are faster
-than BLAS.  With AVX2 alone they are a fifth slower, so records of `_LONG` positions and more, which
-are enough rows to keep a processor busy, go through BLAS there, one at a time.  Where a CPU has no
-instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are cast
-to float32 and the product is rounded: the same promise, at less than float32's speed.  float64,
-which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile of
-`_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what that
-costs.
+another way, so it is given a twin).  They are used here on CPUs, and where weights are `aligned`
+they are no slower than BLAS; they read a weight as it lies, so one that begins within a cache line,
+as a mapped file's do, costs up to half their speed.  Where a CPU has no instructions that oneDNN
+could multiply bfloat16 with (AVX2 alone, for one), both factors are cast to float32 and the product
+is rounded: the same promise, at less than float32's speed.  float64, which oneDNN lacks and only
+tests use, and CPUs without oneDNN multiply a record, or a tile of `_TILE` rows, at a time.  Other
+devices multiply as torch does, and `audit.stepcheck` says what that costs.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ from torch import nn
 
 _ALIGNMENT_BYTES = 64
 _TILE = 64
-_LONG = 32
 _WIDENED = 1 << 22  # numbers of a weight that are held in float32 at once
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-_BLAS_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
 
 
@@ -41,8 +38,7 @@ def use_reproducible_kernels() -> None:
 
 
 def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """input [R, ..., K] times weight [N, K] transposed, plus bias [N], for passes that do without
-    autograd.
+    """input [R, ..., K] times weight [N, K] transposed, plus bias [N].
 
     Guarantees (on CPUs with oneDNN; measured, see `audit.stepcheck`): the bits of a row of the
     result depend on that row of `input`, on its shape, `weight` and `bias` alone.
@@ -51,7 +47,7 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         return nn.functional.linear(input, weight, bias)
     if widens(input.dtype):
         return _widened(input, weight, bias)
-    if not multiplies(input.dtype) or _apart(input):
+    if not multiplies(input.dtype):
         return _by_record(input, weight, bias)
     flat = input.reshape(-1, input.shape[-1])
     if flat.shape[0] == 1:
@@ -74,10 +70,6 @@ def sum_of_products(
         return (own + product(narrow, narrow_weight, None)).to(own.dtype)
     if own.numel() == 0:
         return own
-    if _apart(own) and _records_are_aligned(own):
-        for record, part in zip(own, narrow, strict=True):
-            record.addmm_(aligned(part), narrow_weight.t())
-        return own
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
     if flat.shape[0] == 1:
         flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
@@ -97,18 +89,6 @@ def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return result
 
 
-def _apart(input: torch.Tensor) -> bool:
-    """Whether records [R, T, ...] are multiplied one at a time where oneDNN could take all: what
-    decides is their own length, whatever their company."""
-    return (
-        _BLAS_IS_FASTER
-        and input.device.type == "cpu"
-        and input.dim() == 3
-        and input.shape[1] >= _LONG
-    )
-
-
-@torch.no_grad()
 def _by_record(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
@@ -117,17 +97,8 @@ def _by_record(
     if input.dim() == 2:
         filled = nn.functional.pad(input, (0, 0, 0, -len(input) % _TILE))
         tiles = filled.reshape(-1, _TILE, input.shape[-1])
-    whole = input.new_empty((*tiles.shape[:-1], weight.shape[0]))
-    in_place = _records_are_aligned(whole)
-    for tile, place in zip(tiles, whole, strict=True):
-        rows, result = aligned(tile).flatten(0, -2), place.flatten(0, -2)
-        own = result if in_place else torch.empty_like(result)
-        if bias is None:
-            torch.mm(rows, weight.t(), out=own)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=own)
-        if not in_place:
-            result.copy_(own)
+    found = [nn.functional.linear(aligned(tile[None]), weight, bias) for tile in tiles]
+    whole = torch.cat(found)
     return whole if input.dim() > 2 else whole.flatten(0, 1)[: len(input)]
 
 
@@ -154,11 +125,6 @@ def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> 
     """[R, ..., N], without the twin of a row that was alone."""
     shape = (*input.shape[:-1], weight.shape[0])
     return result[: input.numel() // input.shape[-1]].reshape(shape)
-
-
-def _records_are_aligned(fresh: torch.Tensor) -> bool:
-    """Whether every record of what torch has just made lies as `aligned` would have it."""
-    return fresh[0].nbytes % _ALIGNMENT_BYTES == 0
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_the_loaded_model_is_frozen_and_in_evaluation_mode(llama: Path) -> None:
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loaded_weights_are_memory_of_their_own(llama: Path, dtype: Any) -> None:
+    """Not the mapped file: kernels want their alignment, and whoever cuts or edits the file
+    afterwards must not reach into a run."""
+    model = basemodel.load_model(basemodel.find(str(llama)), task="causal-lm", dtype=dtype)
+    before = [parameter.clone() for parameter in model.parameters()]
+    with (llama / "model.safetensors").open("r+b") as file:
+        file.truncate(8)
+    for parameter, loaded in zip(model.parameters(), before, strict=True):
+        assert parameter.data_ptr() % 64 == 0
+        assert torch.equal(parameter, loaded)
 
 
 def test_an_encoder_comes_without_its_own_pooler(tmp_path: Path) -> None:

@@ -63,13 +63,6 @@ def test_so_it_has_on_a_cpu_without_instructions_for_bfloat16(
     check_companies(make, torch.bfloat16)
 
 
-@pytest.mark.parametrize("make", [language_model, classifier])
-def test_so_it_has_where_long_records_go_through_blas(make, threads, monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_BLAS_IS_FASTER", True)
-    monkeypatch.setattr(kernels, "_LONG", 8)
-    check_companies(make, torch.float32)
-
-
 def check_companies(make, dtype: torch.dtype) -> None:
     model = make(dtype)
     randomise(model)
@@ -90,14 +83,12 @@ def check_companies(make, dtype: torch.dtype) -> None:
                 assert torch.equal(gradient[row], alone[i][name][0]), name
 
 
-@pytest.mark.parametrize("blas", [False, True], ids=["onednn", "blas"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("inputs", "outputs"), [(576, 1536), (1536, 576), (576, 8), (8, 576)])
 def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
-    inputs: int, outputs: int, dtype: torch.dtype, threads: int, blas: bool, monkeypatch
+    inputs: int, outputs: int, dtype: torch.dtype, threads: int
 ) -> None:
     """Shapes of SmolLM2, at which the BLAS behind torch's own float32 product differs."""
-    monkeypatch.setattr(kernels, "_BLAS_IS_FASTER", blas)
     torch.manual_seed(0)
     weight = torch.randn(outputs, inputs).to(dtype)
     for length in (1, 8, 40, 128):

@@ -33,7 +33,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for rank in range(size)
     ]
     try:
-        assert [process.wait(timeout=240) for process in processes] == [0] * size
+        assert [process.wait(timeout=900) for process in processes] == [0] * size
     finally:
         for process in processes:
             process.kill()
