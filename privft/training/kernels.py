@@ -15,6 +15,7 @@ devices multiply as torch does, and `audit.stepcheck` says what that costs.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -124,7 +125,7 @@ def multiplies(dtype: torch.dtype) -> bool:
 def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """[R, ..., N], without the twin of a row that was alone."""
     shape = (*input.shape[:-1], weight.shape[0])
-    return result[: input.numel() // input.shape[-1]].reshape(shape)
+    return (result if result.numel() == math.prod(shape) else result[:1]).view(shape)
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:

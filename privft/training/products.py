@@ -162,10 +162,9 @@ class UnitProducts(TorchFunctionMode):
         if padding is not None:  # torch trains no row of padding either
             gradient = gradient.masked_fill((input == padding % rows)[..., None], 0.0)
         found = gradient.new_zeros((len(self._records), rows, gradient.shape[-1]))
-        for unit, part in enumerate(_of_units(self._records)):
-            found[unit].index_add_(
-                0, input[part].reshape(-1), gradient[part].reshape(-1, gradient.shape[-1])
-            )
+        tokens = _of_units(input, self._records, 0)
+        for unit, part in enumerate(_of_units(gradient, self._records)):
+            found[unit].index_add_(0, tokens[unit], part)
         self._add(name, found)
 
     def _record_layer_norm(
@@ -297,11 +296,8 @@ def _weight_gradients(
 
 def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
     """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit."""
-    found = []
-    for part in _of_units(records):
-        rows = aligned(left[part].reshape(-1, left.shape[-1]))
-        columns = aligned(right[part].reshape(-1, right.shape[-1]))
-        found.append(rows.t() @ columns)
+    pairs = zip(_of_units(left, records), _of_units(right, records), strict=True)
+    found = [aligned(rows).t() @ aligned(columns) for rows, columns in pairs]
     return torch.stack(found) if len(found) > 1 else found[0][None]
 
 
@@ -310,16 +306,18 @@ def _sums(values: torch.Tensor, records: Sequence[int], *, dimensions: int) -> t
     positions, a unit at a time, because torch sums by the size of the whole."""
     if values.dim() == 1 + dimensions:
         return _sum_by_unit(values, records)
-    kept = values.shape[-dimensions:]
-    return torch.stack(
-        [aligned(values[part].reshape(-1, *kept)).sum(0) for part in _of_units(records)]
-    )
+    parts = _of_units(values, records, dimensions)
+    return torch.stack([aligned(part).sum(0) for part in parts])
 
 
-def _of_units(records: Sequence[int]) -> list[slice]:
-    """The rows of each unit."""
-    ends = [sum(records[: place + 1]) for place in range(len(records))]
-    return [slice(end - count, end) for end, count in zip(ends, records, strict=True)]
+def _of_units(
+    values: torch.Tensor, records: Sequence[int], dimensions: int = 1
+) -> tuple[torch.Tensor, ...]:
+    """Each unit's part of [R, ..., *last dimensions], its records and positions in one row after
+    the other."""
+    rows = values.flatten(0, -1 - dimensions)
+    positions = len(rows) // len(values)
+    return torch.split(rows, [count * positions for count in records])
 
 
 def _sum_by_unit(of_rows: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
