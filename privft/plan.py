@@ -36,6 +36,7 @@ from privft.signing import canonical_json, parse_canonical, sha256_hex
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Json = dict[str, Any]
+_FORMAT: Literal["privft-plan-v1"] = "privft-plan-v1"
 
 
 class _Value(BaseModel):
@@ -53,7 +54,7 @@ class ModelFacts(_Value):
 class Plan(_Value):
     """The module's docstring shows the file."""
 
-    format: Literal["privft-plan-v1"] = "privft-plan-v1"
+    format: Literal["privft-plan-v1"] = _FORMAT
     created: str
     operator: str
     dataset: str
@@ -136,16 +137,22 @@ def parse_plan(data: bytes) -> Plan:
     is not canonical.  (An edit that is canonical changes the digest, and with it the approvals.)"""
     again = "make it again: privft plan"
     body = data.removesuffix(b"\n")
+    edited = PlanError(
+        "this plan was edited: it is not in the form in which `privft plan` writes it",
+        hint="go back to the file as it was, or " + again,
+    )
     try:
         plan = Plan.model_validate(parse_canonical(body))
     except IntegrityError as error:
+        if _FORMAT.encode() in body:
+            raise edited from None
         raise PlanError(f"this is no plan: {error.message}", hint=again) from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "whole"
         raise PlanError(f"this is no plan: {place}: {first['msg']}", hint=again) from None
     if plan.to_bytes() != body:
-        raise PlanError("this plan is not in canonical form", hint=again)
+        raise edited
     return plan
 
 

@@ -1,5 +1,5 @@
-"""What all tests share: where the optional real data lies, one thread for tiny models, and a count
-of the damages that were tried, at the end of a run."""
+"""What all tests share: where the optional real data lies, one thread for tiny models, no deadlines
+for Hypothesis, and a count of the damages that were tried, at the end of a run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.vault import tally
 
 # Tiny models only lose time to a second thread, and lose much of it when tests run beside others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline for an example: how long one takes says how busy the machine is.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -249,7 +249,7 @@ def test_only_a_canonical_object_is_read_back(tmp_path: Path) -> None:
         read_canonical(tmp_path / "no", "the file")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_marker_or_an_integrity_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -151,7 +151,7 @@ def test_the_p_value_is_the_definition_summed_term_by_term() -> None:
     extra=st.integers(0, 200),
     delta=st.sampled_from([0.0, 1e-6, 1e-4]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_right_guesses_never_lower_a_bound_and_none_passes_its_ceiling(
     guesses: int, wrong: int, extra: int, delta: float
 ) -> None:

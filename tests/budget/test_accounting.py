@@ -99,7 +99,7 @@ def test_the_order_of_composition_does_not_matter() -> None:
 NOISE, PROBABILITY, STEPS = st.floats(0.7, 4.0), st.floats(0.001, 0.3), st.integers(1, 300)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(NOISE, PROBABILITY, STEPS, st.floats(1e-8, 1e-3), st.floats(1.1, 2.0))
 def test_epsilon_is_monotone_in_each_argument(
     noise: float, probability: float, steps: int, delta: float, more: float
@@ -115,7 +115,7 @@ def test_epsilon_is_monotone_in_each_argument(
     assert epsilon(noise, probability, steps, delta * more) <= base + 1e-12
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(NOISE, PROBABILITY)
 def test_the_closed_form_of_rdp_is_that_of_dp_accounting(noise: float, probability: float) -> None:
     import dp_accounting

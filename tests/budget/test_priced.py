@@ -64,7 +64,7 @@ def test_the_curve_meets_the_epsilon_that_is_stated() -> None:
             assert curve.tpr_bound(rate) <= min(1.0, allowed * 1.02 + 1e-9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     WEIGHTS,
     RATIOS,

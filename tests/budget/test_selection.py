@@ -89,7 +89,7 @@ def gamma_of(mean: float, shape: float) -> float:
     return gamma
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     WEIGHTS,
     RATIOS,
@@ -115,7 +115,7 @@ def test_the_bound_holds_for_mechanisms_whose_divergence_is_known(
             assert exact <= bound[order] + 1e-9
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     WEIGHTS,
     RATIOS,
@@ -293,7 +293,7 @@ def test_a_selection_costs_more_than_one_run_and_less_than_all_of_them() -> None
     assert "one accountant" in (chosen.note or "")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(1.1, 50.0), SHAPES, st.floats(1.05, 2.0))
 def test_epsilon_is_monotone_in_mean_noise_steps_and_delta(
     mean: float, shape: float | None, more: float

@@ -68,7 +68,7 @@ def test_names_cannot_leave_their_text_element() -> None:
 
 
 @example(cap=1.0, spent=[5e-324], epsilon=5e-324)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     cap=st.floats(1e-3, 1e4),
     spent=st.lists(st.floats(0, 1e4), min_size=1, max_size=30),

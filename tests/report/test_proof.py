@@ -95,7 +95,7 @@ def test_ledger_rewritten_since_the_plan_is_refused(proof: bytes) -> None:
         check_proof(forged, LOG.public)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=120) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_refused_with_one_kind_of_error(data: bytes) -> None:
     with pytest.raises(IntegrityError):

@@ -126,7 +126,7 @@ def test_default_left_out_is_refused() -> None:
         statement.parse(canonical_json(built))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_with_one_kind_of_error(data: bytes) -> None:
     with pytest.raises(IntegrityError):
