@@ -221,6 +221,17 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def here(step: Callable[[Round], None]) -> Callable[[Round], float]:
+    """The seconds that a step takes; its memory is given back before the next contender's turn."""
+
+    def seconds(given: Round) -> float:
+        taken = timed(lambda: step(given))
+        give_back()
+        return taken
+
+    return seconds
+
+
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, Any]:
     """Median, least and greatest."""
     return {
@@ -240,9 +251,9 @@ def opake_missing(python: str) -> str | None:
     return "not here: " + (done.stderr.strip().splitlines() or ["?"])[-1]
 
 
-def elsewhere(name: str, workload: str, options: argparse.Namespace) -> Callable[[Round], None]:
-    """The step of a contender in a process of its own, which waits between its turns: opake
-    rewrites classes of transformers, which would change the others too."""
+def elsewhere(name: str, workload: str, options: argparse.Namespace) -> Callable[[Round], float]:
+    """What `here` gives, of a contender in a process of its own, which waits between its turns:
+    opake rewrites classes of transformers, which would change the others too."""
     command = [options.opake_python, __file__, "--worker", name, "--workload", workload]
     settings = ["--rounds", str(options.rounds), "--records", str(options.records)]
     process = subprocess.Popen(
@@ -257,26 +268,27 @@ def elsewhere(name: str, workload: str, options: argparse.Namespace) -> Callable
     if answers.readline() != "ready\n":
         raise SystemExit(f"the process of {name} did not start")
 
-    def step(given: Round) -> None:
+    def seconds(given: Round) -> float:
         commands.write(f"{given.number}\n")
         commands.flush()
-        if answers.readline() != f"{given.number}\n":
+        answer = answers.readline()
+        if not answer:
             raise SystemExit(f"the process of {name} ended")
+        return float(answer)
 
-    return step
+    return seconds
 
 
 def work(name: str, options: argparse.Namespace) -> None:
-    """The other side of `elsewhere`: the same rounds, one for each number on stdin."""
+    """The other side of `elsewhere`: the same rounds, one for each number on stdin; seconds are
+    answered when memory is given back, so that the next contender has the machine to itself."""
     bench = Bench(device=options.device)
     tokenizer = basemodel.load_tokenizer(bench.found)
     given = rounds_of(options.workload, tokenizer, rounds=options.rounds, size=options.records)
-    step = make(name, bench, expected=options.records, token_budget=TOKEN_BUDGET)
+    seconds = here(make(name, bench, expected=options.records, token_budget=TOKEN_BUDGET))
     print("ready", flush=True)
     for line in sys.stdin:
-        timed(lambda each=given[int(line)]: step(each))  # type: ignore[misc]
-        print(int(line), flush=True)
-        give_back()
+        print(seconds(given[int(line)]), flush=True)
 
 
 def race(
@@ -293,12 +305,14 @@ def race(
         for name in names
         if name != "opake"
     }
-    steps = {
-        name: make(name, bench, expected=options.records, token_budget=TOKEN_BUDGET, model=model)
+    seconds_of = {
+        name: here(
+            make(name, bench, expected=options.records, token_budget=TOKEN_BUDGET, model=model)
+        )
         for name, model in models.items()
     }
     if "opake" in names:
-        steps["opake"] = elsewhere("opake", workload, options)
+        seconds_of["opake"] = elsewhere("opake", workload, options)
     probe = records(tokenizer, [(96, 40)] * 12)
     losses: dict[str, list[float]] = {}
 
@@ -312,8 +326,7 @@ def race(
     rates: dict[str, list[float]] = {name: [] for name in names}
     for each in given:
         for name in names:
-            seconds = timed(lambda step=steps[name], each=each: step(each))  # type: ignore[misc]
-            give_back()
+            seconds = seconds_of[name](each)
             if each.number > 0:
                 rates[name].append(each.tokens / seconds)
                 say(f"{workload} round {each.number} {name}: {rates[name][-1]:.0f} tokens/s")
