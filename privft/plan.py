@@ -133,26 +133,27 @@ def charged_for(config: RunConfig, mechanism: Mechanism) -> tuple[AnyEvent, ...]
 
 
 def parse_plan(data: bytes) -> Plan:
-    """The plan in a file; raises `PlanError` when it is no plan or was edited by hand into one that
-    is not canonical.  (An edit that is canonical changes the digest, and with it the approvals.)"""
+    """The plan in a file; raises `PlanError` when it is no plan, or one that was cut or edited into
+    another form.  (An edit that is canonical changes the digest, and with it the approvals.)
+    """
     again = "make it again: privft plan"
     body = data.removesuffix(b"\n")
-    edited = PlanError(
-        "this plan was edited: it is not in the form in which `privft plan` writes it",
+    changed = PlanError(
+        "this plan was changed: it is not in the form in which `privft plan` writes it",
         hint="go back to the file as it was, or " + again,
     )
     try:
         plan = Plan.model_validate(parse_canonical(body))
     except IntegrityError as error:
         if _FORMAT.encode() in body:
-            raise edited from None
+            raise changed from None
         raise PlanError(f"this is no plan: {error.message}", hint=again) from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "whole"
         raise PlanError(f"this is no plan: {place}: {first['msg']}", hint=again) from None
     if plan.to_bytes() != body:
-        raise edited
+        raise changed
     return plan
 
 

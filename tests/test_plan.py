@@ -143,7 +143,7 @@ def test_another_spelling_of_the_same_plan_is_refused() -> None:
         text.replace(b'"operator":"ada"', b'"operator":"eve","operator":"ada"'),
     ):
         assert other != text
-        with pytest.raises(PlanError, match="this plan was edited"):
+        with pytest.raises(PlanError, match="this plan was changed"):
             parse_plan(other)
 
 

@@ -5,12 +5,13 @@ the whole product, so a unit's activations would carry the trace of its companio
 (measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
 bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others (one row alone goes
 another way, so it is given a twin).  They are used here on CPUs, and where weights are `aligned`
-they are no slower than BLAS; they read a weight as it lies, so one that begins within a cache line,
-as a mapped file's do, costs up to half their speed.  Where a CPU has no instructions that oneDNN
-could multiply bfloat16 with (AVX2 alone, for one), both factors are cast to float32 and the product
-is rounded: the same promise, at less than float32's speed.  float64, which oneDNN lacks and only
-tests use, and CPUs without oneDNN multiply a record, or a tile of `_TILE` rows, at a time.  Other
-devices multiply as torch does, and `audit.stepcheck` says what that costs.
+they are about as fast as BLAS, but for what a call costs; they read a weight as it lies, so one
+that begins within a cache line, as a mapped file's do, costs up to half their speed.  Where a CPU
+has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are
+cast to float32 and the product is rounded: the same promise, at less than float32's speed.
+float64, which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile
+of `_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what
+that costs.
 """
 
 from __future__ import annotations
