@@ -336,6 +336,11 @@ def check_fresh(workspace: Workspace, ledger: Ledger, plan: Plan) -> Policy:
     if dataset_entry(ledger, plan.dataset).body["lineage"] != plan.lineage:
         raise PlanError(f"the plan names another lineage than that of {plan.dataset}")
     if (ran := ledger.run_of_plan(plan.digest)) is not None:
+        if ledger.run(ran).settled is None:
+            raise PlanError(
+                f"this plan is reserved already, as run {ran}, which has not ended",
+                hint=f"privft train --resume {ran} goes on with it",
+            )
         raise PlanError(
             f"this plan was trained already, as run {ran}",
             hint="one plan is one run, and so is its approval: privft plan makes another",

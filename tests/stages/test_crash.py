@@ -283,6 +283,16 @@ def in_the_middle(world: World, whole: Undisturbed) -> str:
     return run
 
 
+def test_the_plan_of_a_killed_run_names_how_it_goes_on(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    world = undisturbed.world.copied(tmp_path / "world")
+    run = in_the_middle(world, undisturbed)
+    told = world.privft("train", world.folder / "run.plan", code=14).err
+    assert f"this plan is reserved already, as run {run}" in told
+    assert f"hint: privft train --resume {run}" in told
+
+
 def test_what_a_killed_run_leaves_holds_no_note(tmp_path: Path, undisturbed: Undisturbed) -> None:
     world = undisturbed.world.copied(tmp_path / "world")
     rows = [json.loads(line) for line in (world.folder / "notes.jsonl").read_text().splitlines()]
