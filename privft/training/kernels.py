@@ -66,17 +66,31 @@ def sum_of_products(
     narrow_weight: torch.Tensor,
 ) -> torch.Tensor:
     """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
-    in the type of `input`; the same guarantee."""
+    in the type of `input`; the same guarantee.
+
+    Where that type is bfloat16 and narrow is float32, each number of the narrow factors is taken as
+    the sum of two of bfloat16, so 16 bits of it count, which is more than the sum has.
+    """
     own = product(input, weight, bias)
-    if own.dtype != narrow.dtype or own.device.type != "cpu" or not multiplies(own.dtype):
+    if own.device.type != "cpu" or not multiplies(own.dtype):
         return (own + product(narrow, narrow_weight, None)).to(own.dtype)
     if own.numel() == 0:
         return own
+    if own.dtype != narrow.dtype:
+        (high, low), (weight_high, weight_low) = _halves(narrow, own), _halves(narrow_weight, own)
+        narrow = torch.cat((high, low, high), -1)
+        narrow_weight = torch.cat((weight_high, weight_high, weight_low), -1)
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
     if flat.shape[0] == 1:
         flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
     result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
     return _shaped(result, narrow, narrow_weight)
+
+
+def _halves(wide: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two numbers of the type of `like` for each of `wide`, whose sum has both their digits."""
+    high = wide.to(like.dtype)
+    return high, (wide - high).to(like.dtype)
 
 
 def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """What a unit's own part of a trained layer's gradient is, taken during one backward pass.
 
 `UnitProducts` is a mode, active during one forward and backward pass, that takes over
-`linear`, and `embedding` and `layer_norm` where they are trained.  The backward of a
-frozen layer gives the gradient of its input and nothing else.  That of a trained layer also gives
-each unit's gradient, from the unit's own records and by sums of shapes that are the unit's own:
+`linear`, also `embedding` and `layer_norm` where they are trained, and attention where `attention`
+is faster.  The backward of a frozen layer gives the gradient of its input and nothing else.  That
+of a trained layer also gives each unit's gradient, from the unit's own records and by sums of
+shapes that are the unit's own:
     linear      (output gradient)^T (input), and the output gradient for a bias
     embedding   the output gradient, added to the rows of the tokens
     layer norm  output gradient times normalised input, and the output gradient for the bias
@@ -25,6 +26,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from privft.errors import InputError
+from privft.training.attention import causal_attention, takes
 from privft.training.kernels import aligned, product
 
 _ACTIVE: ContextVar[UnitProducts | None] = ContextVar("privft-unit-products", default=None)
@@ -133,6 +135,24 @@ class UnitProducts(TorchFunctionMode):
             input, list(normalized_shape), weight, bias, eps, record
         )
 
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if takes(query, key, value, attn_mask, dropout_p, is_causal):
+            return causal_attention(query, key, value, scale)
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
     def _name(self, parameter: torch.Tensor | None) -> str | None:
         """The parameter's name if it is trained."""
         return self._names.get(id(parameter)) if parameter is not None else None
@@ -199,6 +219,7 @@ _TAKEN_OVER: dict[Callable[..., Any], Callable[..., Any]] = {
     nn.functional.linear: UnitProducts._linear,
     nn.functional.embedding: UnitProducts._embedding,
     nn.functional.layer_norm: UnitProducts._layer_norm,
+    nn.functional.scaled_dot_product_attention: UnitProducts._attend,
 }
 """Functions, not methods of one mode: a mode that held its own methods would be a cycle, and keep
 its units' gradients until Python looks for cycles, which may be many steps later."""
