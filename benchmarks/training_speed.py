@@ -17,7 +17,8 @@ machines of this class vary by 13% from run to run, so only ratios within a roun
 
     python benchmarks/training_speed.py --memory     peak memory of each, in processes of their own
     python benchmarks/training_speed.py --details    shares of privft's own step
-    python benchmarks/training_speed.py --width      what bfloat16 gains in wider models
+    python benchmarks/training_speed.py --types      what bfloat16 gains over float32
+    python benchmarks/training_speed.py --width      the same in wider models
 
 The default takes half an hour on two cores; more `--records` in a round give steadier figures.
 Prints tables and writes `results/training_speed.json` after each part (each mode and workload
@@ -84,9 +85,10 @@ LONGEST = {"dialogues": 768, "reviews": 256}
 _REVIEW_MEDIAN, _REVIEW_SPREAD = 108.0, 0.75
 
 CONTENDERS = {
-    "dialogues": ("privft", "unbound", "alike", "padded", "hooks", "ghost", "opake", "privft-bf16"),
+    "dialogues": ("privft", "unbound", "alike", "padded", "hooks", "ghost", "opake"),
     "reviews": ("privft", "alike", "padded"),
 }
+TYPES = ("privft", "privft-bf16")
 WANTED = {
     ("dialogues", "padded"): 1.8,
     ("reviews", "padded"): 1.3,
@@ -292,10 +294,13 @@ def work(name: str, options: argparse.Namespace) -> None:
 
 
 def race(
-    workload: str, bench: Bench | Wide, tokenizer: Any, options: argparse.Namespace
+    workload: str,
+    names: list[str],
+    bench: Bench | Wide,
+    tokenizer: Any,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Interleaved rounds of all contenders; tokens a second, and privft's ratio to each."""
-    names = [n for n in CONTENDERS[workload] if options.only is None or n in options.only]
+    """Interleaved rounds of the contenders; tokens a second, and privft's ratio to each."""
     missing = opake_missing(options.opake_python) if "opake" in names else None
     if missing is not None:
         names.remove("opake")
@@ -654,13 +659,26 @@ class Wide:
         return attach_language_model(base, LoraSpec(r=8), seed=0, pad_id=0)
 
 
+def types(bench: Bench | Wide, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What bfloat16 gains: the two types take turns with nobody between them."""
+    found = race("dialogues", list(TYPES), bench, tokenizer, options)
+    rows = found["contenders"]
+    ratios = [a / b for a, b in zip(*(rows[n]["rounds"] for n in reversed(TYPES)), strict=True)]
+    return {
+        "bfloat16_over_float32": spread(ratios),
+        "wanted": 1.3,
+        "rounds": options.rounds,
+        "records_per_round": options.records,
+        "tokens_per_s": {name: rows[name]["tokens_per_s"] for name in TYPES},
+        "loss_before_and_after_float32": found["losses"]["privft"],
+        "loss_before_and_after_bfloat16": found["losses"]["privft-bf16"],
+    }
+
+
 def width(tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
     """What bfloat16 gains, by the width of a model."""
-    options = argparse.Namespace(**vars(options) | {"only": ["privft", "privft-bf16"]})
     return {
-        f"hidden {wide.hidden}, {wide.layers} layers": bf16(
-            race("dialogues", wide, tokenizer, options)
-        )
+        f"hidden {wide.hidden}, {wide.layers} layers": types(wide, tokenizer, options)
         for wide in (Wide(576, 10), Wide(1152, 4), Wide(2304, 2))
     }
 
@@ -695,22 +713,6 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "opacus", "peft", "transformers")},
         "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def bf16(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The bfloat16 row against float32: speed and the loss that the same steps led to."""
-    rows = result["contenders"]
-    if "privft-bf16" not in rows or "privft" not in rows:
-        return None
-    ratios = [
-        a / b for a, b in zip(rows["privft-bf16"]["rounds"], rows["privft"]["rounds"], strict=True)
-    ]
-    return {
-        "bfloat16_over_float32": spread(ratios),
-        "wanted": 1.3,
-        "loss_before_and_after_float32": result["losses"]["privft"],
-        "loss_before_and_after_bfloat16": result["losses"]["privft-bf16"],
     }
 
 
@@ -753,11 +755,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=12, help="in a round")
     parser.add_argument(
-        "--only", nargs="+", choices=sorted(WORDS), help="contenders; all by default"
+        "--only",
+        nargs="+",
+        choices=sorted({*WORDS} - {"privft-bf16"}),
+        help="contenders; all by default",
     )
     parser.add_argument("--workload", choices=sorted(CONTENDERS), help="by default both")
     parser.add_argument("--growth", action="store_true", help="how cost grows, and nothing else")
     parser.add_argument("--memory", action="store_true", help="peak memory, and nothing else")
+    parser.add_argument("--types", action="store_true", help="bfloat16 against float32 alone")
     parser.add_argument("--width", action="store_true", help="bfloat16 by width, and nothing else")
     parser.add_argument("--no-details", action="store_true", help="the races alone")
     parser.add_argument("--details", action="store_true", help="of privft's step, without a race")
@@ -788,6 +794,10 @@ def main() -> None:
 
     if options.growth:
         report["growth"] = {**growth(options), "machine": machine(options.device)}
+    elif options.types:
+        bench = Bench(device=options.device)
+        found = types(bench, basemodel.load_tokenizer(bench.found), options)
+        report["bfloat16"] = {**found, "machine": machine(options.device)}
     elif options.width:
         tokenizer = basemodel.load_tokenizer(Bench(device="cpu").found)
         report["width"] = {**width(tokenizer, options), "machine": machine(options.device)}
@@ -800,7 +810,8 @@ def main() -> None:
         bench = Bench(device=options.device)
         tokenizer = basemodel.load_tokenizer(bench.found)
         for workload in [options.workload] if options.workload else CONTENDERS:
-            found = race(workload, bench, tokenizer, options)
+            names = [n for n in CONTENDERS[workload] if options.only is None or n in options.only]
+            found = race(workload, names, bench, tokenizer, options)
             found["rounds"], found["records_per_round"] = options.rounds, options.records
             report.setdefault("workloads", {})[workload] = found
             report["settings"] = {
@@ -809,8 +820,6 @@ def main() -> None:
                 "longest": LONGEST,
             }
             found["machine"] = machine(options.device)
-            if workload == "dialogues":
-                report["bfloat16"] = bf16(found)
             keep()
             if workload == "dialogues" and not options.no_details:
                 report["details"] = details(bench, tokenizer, options)
