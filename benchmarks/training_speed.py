@@ -322,7 +322,7 @@ def race(
     losses: dict[str, list[float]] = {}
 
     def note_losses() -> None:
-        for name in ("privft", "privft-bf16"):
+        for name in TYPES:
             if name in models:
                 loss = unit_losses(models[name], probe).mean()
                 losses.setdefault(name, []).append(round(float(loss), 4))
@@ -757,7 +757,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=sorted({*WORDS} - {"privft-bf16"}),
+        choices=CONTENDERS["dialogues"],
         help="contenders; all by default",
     )
     parser.add_argument("--workload", choices=sorted(CONTENDERS), help="by default both")

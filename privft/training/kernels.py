@@ -77,7 +77,8 @@ def sum_of_products(
     if own.numel() == 0:
         return own
     if own.dtype != narrow.dtype:
-        (high, low), (weight_high, weight_low) = _halves(narrow, own), _halves(narrow_weight, own)
+        high, low = _halves(narrow, own.dtype)
+        weight_high, weight_low = _halves(narrow_weight, own.dtype)
         narrow = torch.cat((high, low, high), -1)
         narrow_weight = torch.cat((weight_high, weight_high, weight_low), -1)
     flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
@@ -87,10 +88,10 @@ def sum_of_products(
     return _shaped(result, narrow, narrow_weight)
 
 
-def _halves(wide: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two numbers of the type of `like` for each of `wide`, whose sum has both their digits."""
-    high = wide.to(like.dtype)
-    return high, (wide - high).to(like.dtype)
+def _halves(wide: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two numbers of a narrower type for each of `wide`, whose sum has both their digits."""
+    high = wide.to(dtype)
+    return high, (wide - high).to(dtype)
 
 
 def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

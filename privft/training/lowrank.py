@@ -6,7 +6,9 @@ peft spells it as five steps over whole outputs: three products, a scaling and a
 backward another scaling and another sum.  Here the scaling is taken at width r, and the sums are
 part of the narrow products, so that a layer costs little more than its wide product.  The products
 are those of `kernels`, with the same guarantee about their bits; the gradients of A and B are
-recorded by `products`, unit by unit.  A base of a narrower type than A and B keeps peft's casts.
+recorded by `products`, unit by unit.  Over a base
+of a narrower type than A and B the narrow products are peft's, in the type of A and B, and the
+sum is rounded once, in the base's (`kernels.sum_of_products`).
 
 `adapter` calls this for layers without dropout on a base that is not quantised; all others go
 peft's way.

@@ -106,7 +106,7 @@ def test_a_record_has_the_same_bits_in_every_company(
     torch.set_num_threads(threads)
     try:
         for length in LENGTHS:
-            many = 40 if length < 64 else 3  # 40: more than one part of records for some
+            many = 40 if length < 64 else 3  # from 320 on records are taken in several parts
             given = made(many, length, shape)
             whole = both_ways(causal_attention, *given)
             for first, last in ((0, 1), (many - 1, many), (1, 3)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -71,6 +72,12 @@ def one_by_one(model: TrainedModel, unit: UnitExamples) -> dict[str, torch.Tenso
         losses.append(nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED))
     gradients = torch.autograd.grad(torch.stack(losses).mean(), list(parameters.values()))
     return dict(zip(parameters, gradients, strict=True))
+
+
+def apart(some: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> float:
+    """The length of the difference of two gradients; names that are missing count as zero."""
+    parts = [(some.get(name, 0.0) - g.double()).square().sum() for name, g in wanted.items()]
+    return float(torch.stack(parts).sum().sqrt())
 
 
 CASES = {

@@ -12,7 +12,7 @@ from privft.training.adapter import LoraSpec, attach_classifier, attach_language
 from privft.training.clipping import UnitGradients
 from privft.training.kernels import sum_of_products
 from privft.training.losses import TrainedModel, trained_parameters
-from tests.training.test_clipping import randomise
+from tests.training.test_clipping import apart, randomise
 from tests.training.tiny import label_units, text_units, tiny_bert, tiny_llama
 
 SIZES = [[12], [11, 9], [10]]
@@ -83,12 +83,7 @@ def test_in_bfloat16_the_short_way_is_as_exact_as_pefts(calls) -> None:
     short = UnitGradients(model)(text_units(SIZES))
     assert calls
     long = peft_gradients(model, calls)
-
-    def off(found: dict[str, torch.Tensor]) -> torch.Tensor:
-        parts = [(found[name].double() - g).square().sum() for name, g in wanted.items()]
-        return torch.stack(parts).sum().sqrt()
-
-    assert 0 < off(short) < 1.3 * off(long)
+    assert 0 < apart(short, wanted) < 1.3 * apart(long, wanted)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
@@ -100,10 +95,8 @@ def test_narrow_factors_keep_their_digits_in_a_sum_of_bfloat16(
     are float32, and a step of theirs may be less than bfloat16 tells apart."""
     torch.manual_seed(0)
     rows, narrow = torch.randn(40, inputs).bfloat16(), scale * torch.randn(40, rank)
-    weight, other = (
-        (torch.randn(outputs, inputs) / inputs**0.5).bfloat16(),
-        torch.randn(outputs, rank),
-    )
+    weight = (torch.randn(outputs, inputs) / inputs**0.5).bfloat16()
+    other = torch.randn(outputs, rank)
     wide, part = rows.double() @ weight.double().t(), narrow.double() @ other.double().t()
     found = sum_of_products(rows, weight, None, narrow, other).double()
     at_best = (wide.bfloat16().double() + part).bfloat16().double()

@@ -34,7 +34,7 @@ from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.opacus_engine import opacus_gradients
 from privft.training.products import UnitProducts
 from privft.training.scoring import unit_losses
-from tests.training.test_clipping import one_by_one, randomise
+from tests.training.test_clipping import apart, one_by_one, randomise
 from tests.training.tiny import (
     VOCABULARY,
     float64_norms,
@@ -270,12 +270,6 @@ def test_over_a_bfloat16_base_gradients_are_as_near_the_exact_ones_as_one_by_one
         got = {name: of_units[0] for name, of_units in UnitGradients(model)([unit]).items()}
         off, allowed = apart(got, wanted), apart(torchs, wanted)
         assert 0 < off < 1.3 * allowed + 0.01 * apart({}, wanted)
-
-
-def apart(some: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """The length of the difference; names that are missing count as zero."""
-    parts = [(some.get(name, 0.0) - g.double()).square().sum() for name, g in wanted.items()]
-    return float(torch.stack(parts).sum().sqrt())
 
 
 # -- what leaves -----------------------------------------------------------------------------------
