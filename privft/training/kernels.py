@@ -2,13 +2,19 @@
 
 The BLAS that torch uses for float32 picks its kernels and splits its sums by the number of rows of
 the whole product, so a unit's activations would carry the trace of its companions in the last bits
-(measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's products, which torch uses for
-bfloat16 anyway, give each row the same bits beside 1 and beside 4000 others (one row alone goes
-another way, so it is given a twin).  They are used here on CPUs, and where weights are `aligned`
-they are about as fast as BLAS, but for what a call costs; they read a weight as it lies, so one
-that begins within a cache line, as a mapped file's do, costs up to half their speed.  Where a CPU
-has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors are
-cast to float32 and the product is rounded: the same promise, at less than float32's speed.
+(measured: SmolLM2 on AVX-512, one and two threads).  oneDNN's float32 products give each row the
+same bits beside 1 and beside 4000 others (one row alone goes another way, so it is given a twin).
+They are used here on CPUs, and where weights are `aligned` they are about as fast as BLAS, but for
+what a call costs; they read a weight as it lies, so one that begins within a cache line, as a
+mapped file's do, costs up to half their speed.
+
+In bfloat16 oneDNN too sums by the number of rows where the CPU has Intel's AMX (measured: output
+embeddings, and layers from 2,048 wide on).  So narrow types are multiplied in tiles, whose number
+of rows is that of a record, or of as many short ones as `_TILE` holds: all rows of all companies
+then go through one and the same kernel, in which their place does not matter (measured).  Where a
+CPU has no instructions that oneDNN could multiply bfloat16 with (AVX2 alone, for one), both factors
+are cast to float32 and the product is rounded: the same promise, at less than float32's speed.
+
 float64, which oneDNN lacks and only tests use, and CPUs without oneDNN multiply a record, or a tile
 of `_TILE` rows, at a time.  Other devices multiply as torch does, and `audit.stepcheck` says what
 that costs.
@@ -49,12 +55,9 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         return nn.functional.linear(input, weight, bias)
     if widens(input.dtype):
         return _widened(input, weight, bias)
-    if not multiplies(input.dtype):
-        return _by_record(input, weight, bias)
-    flat = input.reshape(-1, input.shape[-1])
-    if flat.shape[0] == 1:
-        flat = flat.expand(2, -1).contiguous()
-    result = _ONEDNN_LINEAR(flat, weight, bias, "none", [], "")
+    if not _multiplies_whole(input.dtype):
+        return _in_tiles(input, weight, bias)
+    result = _ONEDNN_LINEAR(_rows(input), weight, bias, "none", [], "")
     return _shaped(result, input, weight)
 
 
@@ -64,34 +67,55 @@ def sum_of_products(
     bias: torch.Tensor | None,
     narrow: torch.Tensor,
     narrow_weight: torch.Tensor,
+    scaling: float,
 ) -> torch.Tensor:
-    """`product` of the first three plus narrow [R, ..., r] times narrow_weight [N, r] transposed,
-    in the type of `input`; the same guarantee.
-
-    Where that type is bfloat16 and narrow is float32, each number of the narrow factors is taken as
-    the sum of two of bfloat16, so 16 bits of it count, which is more than the sum has.
-    """
-    own = product(input, weight, bias)
-    if own.device.type != "cpu" or not multiplies(own.dtype):
-        return (own + product(narrow, narrow_weight, None)).to(own.dtype)
-    if own.numel() == 0:
-        return own
-    if own.dtype != narrow.dtype:
-        high, low = _halves(narrow, own.dtype)
-        weight_high, weight_low = _halves(narrow_weight, own.dtype)
-        narrow = torch.cat((high, low, high), -1)
-        narrow_weight = torch.cat((weight_high, weight_high, weight_low), -1)
-    flat, other = narrow.reshape(-1, narrow.shape[-1]), own.reshape(-1, own.shape[-1])
-    if flat.shape[0] == 1:
-        flat, other = flat.expand(2, -1).contiguous(), other.expand(2, -1).contiguous()
-    result = _ONEDNN_LINEAR.binary(flat, other, narrow_weight, None, "add")
-    return _shaped(result, narrow, narrow_weight)
+    """`product` of the first three plus `scaling` times narrow [R, ..., r] times narrow_weight
+    [N, r] transposed; all of one type; the same guarantee."""
+    if input.device.type != "cpu" or input.numel() == 0 or widens(input.dtype):
+        return product(input, weight, bias).add_(
+            product(narrow, narrow_weight, None), alpha=scaling
+        )
+    if not _multiplies_whole(input.dtype):
+        return _in_tiles(input, weight, bias, narrow, narrow_weight, scaling)
+    own = _ONEDNN_LINEAR(_rows(input), weight, bias, "none", [], "")
+    result = _ONEDNN_LINEAR.binary(_rows(narrow * scaling), own, narrow_weight, None, "add")
+    return _shaped(result, input, weight)
 
 
-def _halves(wide: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two numbers of a narrower type for each of `wide`, whose sum has both their digits."""
-    high = wide.to(dtype)
-    return high, (wide - high).to(dtype)
+def _in_tiles(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    narrow: torch.Tensor | None = None,
+    narrow_weight: torch.Tensor | None = None,
+    scaling: float = 1.0,
+) -> torch.Tensor:
+    """The sum of products for some rows at a time, always as many: those of a record, or of as
+    many short ones as fill a tile, as their place in it does not matter to oneDNN; `_TILE` where
+    rows belong to no record."""
+    size = _TILE if input.dim() == 2 else input.shape[1:-1].numel()
+    if multiplies(input.dtype):
+        size *= max(1, _TILE // size)
+    rows, others = _filled(input, size), None if narrow is None else _filled(narrow, size)
+    result = rows.new_empty((len(rows), weight.shape[0]))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        own, tile = result[part], aligned(rows[part])
+        if bias is None:
+            torch.mm(tile, weight.t(), out=own)
+        else:
+            torch.addmm(bias, tile, weight.t(), out=own)
+        if others is not None and narrow_weight is not None:
+            own.addmm_(others[part], narrow_weight.t(), alpha=scaling)
+    whole = result[: input.shape[:-1].numel()]
+    return whole.view(*input.shape[:-1], -1)
+
+
+def _filled(values: torch.Tensor, size: int) -> torch.Tensor:
+    """Rows [n, K] from [R, ..., K], with zeros up to a whole number of tiles."""
+    rows = values.reshape(-1, values.shape[-1])
+    missing = -len(rows) % size
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -104,19 +128,6 @@ def _widened(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
         own = None if bias is None else bias[part].float()
         result[..., part] = product(wide, weight[part].float(), own)
     return result
-
-
-def _by_record(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The product for each record by itself; rows that belong to no record in tiles of one size."""
-    tiles = input
-    if input.dim() == 2:
-        filled = nn.functional.pad(input, (0, 0, 0, -len(input) % _TILE))
-        tiles = filled.reshape(-1, _TILE, input.shape[-1])
-    found = [nn.functional.linear(aligned(tile[None]), weight, bias) for tile in tiles]
-    whole = torch.cat(found)
-    return whole if input.dim() > 2 else whole.flatten(0, 1)[: len(input)]
 
 
 def widens(dtype: torch.dtype) -> bool:
@@ -136,6 +147,17 @@ def multiplies(dtype: torch.dtype) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _multiplies_whole(dtype: torch.dtype) -> bool:
+    """Whether oneDNN gives rows of this type the same bits among any number of others."""
+    return dtype == torch.float32 and multiplies(dtype)
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """[n, K] from [R, ..., K]; a row that is alone gets a twin."""
+    flat = values.reshape(-1, values.shape[-1])
+    return flat.expand(2, -1).contiguous() if len(flat) == 1 else flat
 
 
 def _shaped(result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

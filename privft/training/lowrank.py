@@ -56,23 +56,47 @@ class _LoraLinear(torch.autograd.Function):
         record_a: Callable[..., None] | None,
         record_b: Callable[..., None] | None,
     ) -> torch.Tensor:
-        ctx.scaling, ctx.record_a, ctx.record_b = scaling, record_a, record_b
-        narrow = product(input.to(a.dtype), a, None).mul_(scaling)
+        ctx.scaling, ctx.rank = scaling, len(a)
+        ctx.wide = torch.promote_types(input.dtype, a.dtype)
+        ctx.record_a, ctx.record_b = record_a, record_b
+        a, b = _split(a, input.dtype, 0), _split(b, input.dtype, 1)
+        narrow = _joined(product(input, a, None), ctx.rank)
         ctx.save_for_backward(input, weight, a, b, narrow)
-        return sum_of_products(input, weight, bias, narrow, b)
+        return sum_of_products(input, weight, bias, _repeated(narrow, b), b, scaling)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         with torch._C.DisableTorchFunction():  # as in `lora_linear`
-            gradient = gradients[0]
+            gradient, scaling = gradients[0], ctx.scaling
             input, weight, a, b, narrow = ctx.saved_tensors  # read once, see `recompute`
-            wide = gradient.to(a.dtype)
-            back = product(wide, b.t(), None).mul_(ctx.scaling)
+            back = _joined(product(gradient, b.t(), None), ctx.rank)
             if ctx.record_a is not None:
-                ctx.record_a(input.to(a.dtype), back)
+                ctx.record_a(input, back.to(ctx.wide) * scaling)
             if ctx.record_b is not None:
-                ctx.record_b(narrow, wide)
+                ctx.record_b(narrow.to(ctx.wide) * scaling, gradient)
             wanted = None
             if ctx.needs_input_grad[0]:
-                wanted = sum_of_products(gradient, weight.t(), None, back, a.t())
+                back = _repeated(back, a.t())
+                wanted = sum_of_products(gradient, weight.t(), None, back, a.t(), scaling)
             return wanted, None, None, None, None, None, None, None
+
+
+def _split(weight: torch.Tensor, dtype: torch.dtype, dimension: int) -> torch.Tensor:
+    """The weight in this type; where that is narrower, as one of twice the rank, along `dimension`,
+    whose first half is the weight, rounded, and the other what rounding took away."""
+    high = weight.to(dtype)
+    if dtype.itemsize >= weight.dtype.itemsize:
+        return high
+    return torch.cat((high, (weight - high).to(dtype)), dimension)
+
+
+def _joined(narrow: torch.Tensor, rank: int) -> torch.Tensor:
+    """[R, ..., r] from products with a weight that `_split` gave."""
+    if narrow.shape[-1] == rank:
+        return narrow
+    return narrow[..., :rank] + narrow[..., rank:]
+
+
+def _repeated(narrow: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[R, ..., r or 2 r], for a product with a weight [N, r or 2 r] that `_split` gave."""
+    return narrow if narrow.shape[-1] == weight.shape[-1] else torch.cat((narrow, narrow), -1)

@@ -304,11 +304,11 @@ class _LayerNorm(torch.autograd.Function):
 def _weight_gradients(
     input: torch.Tensor, gradient: torch.Tensor, records: Sequence[int]
 ) -> torch.Tensor:
-    """[U, N, K] from input [R, ..., K] and gradient [R, ..., N]."""
-    input = input.to(gradient.dtype)
+    """[U, N, K] from input [R, ..., K] and gradient [R, ..., N], in the wider type of both."""
     if input.device.type != "cpu" or input.dim() == 2:
         # one outer product (or one batched product) a record, then a sum a unit
-        of_rows = torch.einsum("r...n,r...k->rnk", gradient, input)
+        wide = torch.promote_types(input.dtype, gradient.dtype)
+        of_rows = torch.einsum("r...n,r...k->rnk", gradient.to(wide), input.to(wide))
         return _sum_by_unit(of_rows, records)
     if gradient.shape[-1] > input.shape[-1]:  # the narrow side first: up to twice as fast for LoRA
         return _sums_of_outer(input, gradient, records).mT.contiguous()
@@ -316,9 +316,11 @@ def _weight_gradients(
 
 
 def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[int]) -> torch.Tensor:
-    """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit."""
+    """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit, in
+    the wider type of both."""
+    wide = torch.promote_types(left.dtype, right.dtype)
     pairs = zip(_of_units(left, records), _of_units(right, records), strict=True)
-    found = [aligned(rows).t() @ aligned(columns) for rows, columns in pairs]
+    found = [aligned(rows.to(wide)).t() @ aligned(columns.to(wide)) for rows, columns in pairs]
     return torch.stack(found) if len(found) > 1 else found[0][None]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from privft.training import products
+from privft.training import attention, products
 from privft.training.adapter import LoraSpec, attach_language_model
 from privft.training.attention import causal_attention, takes
 from privft.training.clipping import UnitGradients
@@ -26,6 +26,12 @@ SHAPES = [
     (3, 1, 80),  # the scale is no power of two
 ]
 LENGTHS = [16, 40, 128, 144, 320, 1024]  # one block; more; blocks of unlike sizes
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["torch's", "batched"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, whichever this CPU would take."""
+    monkeypatch.setattr(attention, "_has_tiles", lambda: request.param)
 
 
 def made(records: int, length: int, shape: tuple[int, int, int]) -> list[torch.Tensor]:
@@ -53,23 +59,27 @@ def torchs(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_as_exact_as_torchs_own(length: int, shape: tuple[int, int, int]) -> None:
-    """Against float64; measured: 0.002 forwards, 0.003 backwards, torch's 0.002 and 0.006."""
+    """Against float64; measured: 0.002 forwards, and backwards 0.005 by torch's kernels and 0.003
+    by oneDNN's products, where torch's own backward in bfloat16 is off by 0.005 to 0.008."""
     given = made(2, length, shape)
     exact = both_ways(torchs, *(each.double() for each in given))
     for got, wanted in zip(both_ways(causal_attention, *given), exact, strict=True):
         assert got.dtype == torch.bfloat16
-        assert (got.double() - wanted).norm() < 0.004 * wanted.norm()
+        assert (got.double() - wanted).norm() < 0.005 * wanted.norm()
 
 
 @needs_instructions
 def test_large_scores_keep_the_digits_that_bfloat16_lacks() -> None:
-    """Scores of about 300 differ by ones, which is what a bfloat16 of that size rounds to."""
+    """Scores of about 300 differ by ones, which is what a bfloat16 of that size rounds to.  (By
+    torch's kernels the gradient by queries is off by 0.013, as the result is rounded before it is
+    multiplied with its gradient; torch's own backward in bfloat16: 0.014.)"""
     query, key, value, gradient = made(1, 128, (3, 3, 64))
     query[..., 0], key[..., 0] = 48.0, 48.0
     exact = both_ways(torchs, *(each.double() for each in (query, key, value, gradient)))
     found = both_ways(causal_attention, query, key, value, gradient)
     for got, wanted in zip(found, exact, strict=True):
-        assert (got.double() - wanted).norm() < 0.006 * wanted.norm()
+        allowed = 0.015 if attention._has_tiles() else 0.006
+        assert (got.double() - wanted).norm() < allowed * wanted.norm()
 
 
 @needs_instructions

@@ -48,13 +48,14 @@ def bert(dtype: torch.dtype = torch.float64, *, lora: bool = True) -> TrainedMod
     return model
 
 
-def randomise(model: TrainedModel) -> None:
-    """B of LoRA and heads start at zero, where half of all gradients vanish: move them away."""
+def randomise(model: TrainedModel, *, b: float = 0.2) -> None:
+    """B of LoRA and heads start at zero, where half of all gradients vanish: move them away, B by
+    numbers of size `b`."""
     model.module.eval()
     generator = torch.Generator().manual_seed(3)
-    for parameter in trained_parameters(model).values():
+    for name, parameter in trained_parameters(model).items():
         with torch.no_grad():
-            parameter.normal_(std=0.2, generator=generator)
+            parameter.normal_(std=b if ".lora_B." in name else 0.2, generator=generator)
 
 
 def one_by_one(model: TrainedModel, unit: UnitExamples) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ import torch
 from privft.training import lowrank
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients
-from privft.training.kernels import sum_of_products
 from privft.training.losses import TrainedModel, trained_parameters
+from privft.training.products import UnitProducts
 from tests.training.test_clipping import apart, randomise
 from tests.training.tiny import label_units, text_units, tiny_bert, tiny_llama
 
@@ -74,9 +74,10 @@ def test_both_ways_agree_to_rounding(calls) -> None:
 
 
 def test_in_bfloat16_the_short_way_is_as_exact_as_pefts(calls) -> None:
-    """Against float64; measured: 1.1 times as far off."""
+    """Against float64; measured: 1.0 to 1.2 times as far off where LoRA's part is small beside the
+    base's, as in training (SmolLM2: either 5 to 7% off)."""
     model = made("llama", torch.bfloat16, LoraSpec(r=2))
-    randomise(model)
+    randomise(model, b=0.006)
     exact = copy.deepcopy(model)
     exact.module.double()
     wanted = UnitGradients(exact)(text_units(SIZES))
@@ -88,20 +89,23 @@ def test_in_bfloat16_the_short_way_is_as_exact_as_pefts(calls) -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize(("inputs", "outputs", "rank"), [(64, 48, 2), (576, 1536, 8)])
-def test_narrow_factors_keep_their_digits_in_a_sum_of_bfloat16(
+def test_a_and_b_keep_their_digits_over_a_base_in_bfloat16(
     inputs: int, outputs: int, rank: int, scale: float
 ) -> None:
-    """The sum is off by what rounding the wide product and the sum cost, and by no more: A and B
-    are float32, and a step of theirs may be less than bfloat16 tells apart."""
+    """The output is off by what rounding activations costs (the wide product, what comes between A
+    and B, the sum), and by no more: A and B are float32, and a step of theirs may be less than
+    bfloat16 tells apart."""
     torch.manual_seed(0)
-    rows, narrow = torch.randn(40, inputs).bfloat16(), scale * torch.randn(40, rank)
+    rows = torch.randn(3, 40, inputs).bfloat16()
     weight = (torch.randn(outputs, inputs) / inputs**0.5).bfloat16()
-    other = torch.randn(outputs, rank)
-    wide, part = rows.double() @ weight.double().t(), narrow.double() @ other.double().t()
-    found = sum_of_products(rows, weight, None, narrow, other).double()
-    at_best = (wide.bfloat16().double() + part).bfloat16().double()
-    exact = wide + part
-    assert (found - exact).norm() < 1.05 * (at_best - exact).norm()
+    a, b = torch.randn(rank, inputs) / inputs**0.5, torch.randn(outputs, rank)
+    wide, between = rows.double() @ weight.double().t(), rows.double() @ a.double().t()
+    rounded = between.bfloat16().double() @ b.double().t() * scale
+    at_best = (wide.bfloat16().double() + rounded).bfloat16().double()
+    exact = wide + between @ b.double().t() * scale
+    products = UnitProducts({}, [1, 1, 1])
+    found = lowrank.lora_linear(products, rows, weight, None, a, b, scale).double()
+    assert (found - exact).norm() < 1.15 * (at_best - exact).norm()
 
 
 def test_scoring_takes_pefts_own_way(calls) -> None:

@@ -60,11 +60,13 @@ SAVED_BERT: dict[str, list[str]] = {
 }
 
 
-def llama(saved: list[str] | None = None, *, rate: float = 0.0, **more: object) -> TrainedModel:
+def llama(
+    saved: list[str] | None = None, *, rate: float = 0.0, b: float = 0.2, **more: object
+) -> TrainedModel:
     spec = LoraSpec(r=2, modules_to_save=saved, lora_dropout=rate)
     base = tiny_llama(**({"dtype": torch.float64} | more))  # type: ignore[arg-type]
     model = attach_language_model(base, spec, seed=1, pad_id=0)
-    randomise(model)
+    randomise(model, b=b)
     return model
 
 
@@ -257,11 +259,11 @@ def test_activations_of_layers_are_not_kept_when_they_are_computed_again() -> No
 def test_over_a_bfloat16_base_gradients_are_as_near_the_exact_ones_as_one_by_one_backward(
     saved: list[str] | None,
 ) -> None:
-    """bfloat16 keeps 8 bits, and this model's weights are random, so even torch's own backward of a
-    unit alone and unpadded is off what float64 gives on the same weights by 1% of a gradient's
-    length for some units and by more than all of it for one; ours is off by as much (measured: 0.6
-    to 1.3 times)."""
-    model = llama(saved, dtype=torch.bfloat16)
+    """bfloat16 keeps 8 bits, so even torch's own backward of a unit alone and unpadded is off what
+    float64 gives on the same weights by 0.5 to 1% of a gradient's length; ours by as much
+    (measured: 0.7 to 1.9 times).  B is small, as in training: with a large one this model of random
+    weights makes 5 to 200% of it, and which of two ways of rounding is worse is luck."""
+    model = llama(saved, dtype=torch.bfloat16, b=0.006)
     assert {p.dtype for p in trained_parameters(model).values()} == {torch.float32}
     exact = llama(saved, dtype=torch.float64)
     exact.module.load_state_dict(model.module.state_dict())
