@@ -692,7 +692,10 @@ def say(line: str) -> None:
 
 def instructions(device: str) -> str:
     """What figures are kept apart by: of the CPU, or the name of another device."""
-    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
+    if device != "cpu":
+        return device
+    tiles = torch.cpu._is_amx_tile_supported()
+    return torch.backends.cpu.get_cpu_capability() + ("+AMX" if tiles else "")
 
 
 def machine(device: str) -> dict[str, Any]:

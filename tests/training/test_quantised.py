@@ -34,8 +34,8 @@ CONFIG: dict[str, Any] = {
 }
 KINDS: tuple[Bits, ...] = ("8-bit", "4-bit")
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.15}
-"""Relative; the two bases take their sums in another order (`training.lowrank`).  In bfloat16 either
-is 3 to 12% off what float64 gives with this model of random weights (measured)."""
+"""Relative; the two bases take their sums in another order (`training.lowrank`).  In bfloat16
+either is 3 to 12% off what float64 gives with this model of random weights (measured)."""
 
 
 def plain(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
