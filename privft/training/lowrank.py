@@ -6,9 +6,10 @@ peft spells it as five steps over whole outputs: three products, a scaling and a
 backward another scaling and another sum.  Here the scaling is taken at width r, and the sums are
 part of the narrow products, so that a layer costs little more than its wide product.  The products
 are those of `kernels`, with the same guarantee about their bits; the gradients of A and B are
-recorded by `products`, unit by unit.  Over a base
-of a narrower type than A and B the narrow products are peft's, in the type of A and B, and the
-sum is rounded once, in the base's (`kernels.sum_of_products`).
+recorded by `products`, unit by unit.  Over a base of a narrower type, what passes between A and B
+is rounded to that type, as all activations of such a base are, where peft makes it float32; A and B
+themselves stay float32, and 16 of their bits count, as each is taken as the sum of two numbers of
+the narrow type.
 
 `adapter` calls this for layers without dropout on a base that is not quantised; all others go
 peft's way.

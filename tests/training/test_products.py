@@ -84,20 +84,25 @@ def check_companies(make, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("inputs", "outputs"), [(576, 1536), (1536, 576), (576, 8), (8, 576)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(576, 1536), (1536, 576), (576, 8), (8, 576), (2048, 2048)]
+)
 def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
     inputs: int, outputs: int, dtype: torch.dtype, threads: int
 ) -> None:
-    """Shapes of SmolLM2, at which the BLAS behind torch's own float32 product differs."""
+    """Shapes of SmolLM2, at which the BLAS behind torch's own float32 product differs, and a wide
+    one, at which oneDNN's in bfloat16 does with AMX, for a weight as it lies in a backward pass."""
     torch.manual_seed(0)
-    weight = torch.randn(outputs, inputs).to(dtype)
-    for length in (1, 8, 40, 128):
-        many = torch.randn(5, length, inputs).to(dtype)
-        whole = product(many, weight, None)
-        torch.testing.assert_close(whole, nn.functional.linear(many, weight), rtol=2e-2, atol=0.3)
-        for row, count in itertools.product(range(5), (1, 2, 3)):
-            some = many[row : row + count]
-            assert torch.equal(product(some, weight, None), whole[row : row + count])
+    forwards = torch.randn(outputs, inputs).to(dtype)
+    for weight in (forwards, torch.randn(inputs, outputs).to(dtype).t()):
+        for length in (1, 8, 40, 128):
+            many = torch.randn(5, length, inputs).to(dtype)
+            whole = product(many, weight, None)
+            plain = nn.functional.linear(many, weight)
+            torch.testing.assert_close(whole, plain, rtol=2e-2, atol=0.3)
+            for row, count in itertools.product(range(5), (1, 2, 3)):
+                some = many[row : row + count]
+                assert torch.equal(product(some, weight, None), whole[row : row + count])
 
 
 def test_narrow_products_are_rounded_once_where_the_cpu_has_none(no_narrow_instructions) -> None:
