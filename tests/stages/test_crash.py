@@ -229,8 +229,9 @@ MANY_STEPS = 12
 
 @pytest.mark.slow
 def test_kills_at_random_times_in_all_steps_from_outside(tmp_path: Path) -> None:
-    """SIGKILL at a random time after a random step began; what is gone on with ends in the same
-    bits and the same charge, and the kills are spread over the run: over steps, and within them."""
+    """SIGKILL in a random step, at or a random time after one of two moments in it; what is gone on
+    with ends in the same bits and the same charge, and the kills are spread over the run: over
+    steps, and within them."""
     whole = trained_whole(tmp_path, steps=MANY_STEPS)
     rng = random.Random(SEED)
     a_step = whole.seconds / (2 * MANY_STEPS)
@@ -241,9 +242,10 @@ def test_kills_at_random_times_in_all_steps_from_outside(tmp_path: Path) -> None
         world = whole.world.copied(tmp_path / "world")
         process, reports = start(world, None, told=True)
         aim, names = rng.randrange(MANY_STEPS), [""]
-        while names.count("before journal") <= aim:
+        moment = rng.choice(("before journal", "before add_noise"))
+        while names.count(moment) <= aim:
             names.append(reports.recv())
-        time.sleep(rng.uniform(0, a_step))
+        time.sleep(rng.choice((0, rng.uniform(0, a_step))))
         process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:  # else it had ended by itself
