@@ -143,9 +143,11 @@ def _batched(input: torch.Tensor, gradient: torch.Tensor, records: Sequence[int]
     return torch.einsum("r...n,r...k->rnk", gradient, input.to(gradient.dtype))
 
 
-def _torchs_sum(input: Any, weight: Any, bias: Any, narrow: Any, narrow_weight: Any) -> Any:
+def _torchs_sum(
+    input: Any, weight: Any, bias: Any, narrow: Any, narrow_weight: Any, scaling: float
+) -> Any:
     wide = nn.functional.linear(input, weight, bias)
-    return wide + nn.functional.linear(narrow, narrow_weight).to(wide.dtype)
+    return wide.add_(nn.functional.linear(narrow, narrow_weight), alpha=scaling)
 
 
 @contextmanager

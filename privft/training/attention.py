@@ -30,13 +30,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from privft.training.kernels import multiplies
+from privft.training.kernels import has_tiles, multiplies
 
 _QUERIES = 128  # of a block, at most
 _FEWEST = 32
@@ -83,17 +82,11 @@ def causal_attention(
     scale: 1 / sqrt(D) where it is None.
     """
     scale = 1 / math.sqrt(query_RHTD.shape[-1]) if scale is None else scale
-    way = _TorchsAttention if _has_tiles() else _BatchedAttention
+    way = _TorchsAttention if has_tiles() else _BatchedAttention
     found: torch.Tensor = way.apply(  # type: ignore[no-untyped-call]
         query_RHTD, key_RKTD, value_RKTD, scale
     )
     return found
-
-
-@cache
-def _has_tiles() -> bool:
-    """Whether this CPU has AMX."""
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 class _TorchsAttention(torch.autograd.Function):

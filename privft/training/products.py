@@ -339,8 +339,10 @@ def _of_units(
     """Each unit's part of [R, ..., *last dimensions], its records and positions in one row after
     the other."""
     rows = values.flatten(0, -1 - dimensions)
-    positions = len(rows) // len(values)
-    return torch.split(rows, [count * positions for count in records])
+    if len(records) == 1:
+        return (rows,)
+    positions = rows.shape[0] // values.shape[0]
+    return rows.split_with_sizes([count * positions for count in records])
 
 
 def _sum_by_unit(of_rows: torch.Tensor, records: Sequence[int]) -> torch.Tensor:

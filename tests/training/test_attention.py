@@ -31,7 +31,7 @@ LENGTHS = [16, 40, 128, 144, 320, 1024]  # one block; more; blocks of unlike siz
 @pytest.fixture(autouse=True, params=[True, False], ids=["torch's", "batched"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, whichever this CPU would take."""
-    monkeypatch.setattr(attention, "_has_tiles", lambda: request.param)
+    monkeypatch.setattr(attention, "has_tiles", lambda: request.param)
 
 
 def made(records: int, length: int, shape: tuple[int, int, int]) -> list[torch.Tensor]:
@@ -78,7 +78,7 @@ def test_large_scores_keep_the_digits_that_bfloat16_lacks() -> None:
     exact = both_ways(torchs, *(each.double() for each in (query, key, value, gradient)))
     found = both_ways(causal_attention, query, key, value, gradient)
     for got, wanted in zip(found, exact, strict=True):
-        allowed = 0.015 if attention._has_tiles() else 0.006
+        allowed = 0.015 if attention.has_tiles() else 0.006
         assert (got.double() - wanted).norm() < allowed * wanted.norm()
 
 

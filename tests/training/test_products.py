@@ -15,7 +15,7 @@ from privft.training import kernels
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients, clip_factors, unit_norms
 from privft.training.examples import UnitExamples
-from privft.training.kernels import multiplies, product
+from privft.training.kernels import multiplies, product, sum_of_products
 from privft.training.losses import TrainedModel
 from privft.training.products import UnitProducts
 from tests.training.test_clipping import randomise
@@ -32,6 +32,12 @@ def no_narrow_instructions(monkeypatch):
     monkeypatch.setattr(
         kernels, "multiplies", lambda dtype: dtype == torch.float32 and multiplies(dtype)
     )
+
+
+@pytest.fixture(params=[False, True], ids=["oneDNN", "BLAS"])
+def float32_way(request, monkeypatch):
+    """Either way to multiply long records in float32, on any CPU."""
+    monkeypatch.setattr(kernels, "has_tiles", lambda: request.param)
 
 
 @pytest.fixture(params=[1, 3], ids=lambda count: f"{count} threads")
@@ -103,6 +109,28 @@ def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
             for row, count in itertools.product(range(5), (1, 2, 3)):
                 some = many[row : row + count]
                 assert torch.equal(product(some, weight, None), whole[row : row + count])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1536, 576), (576, 1536), (2048, 8), (384, 77)])
+def test_so_has_one_of_a_sum_of_products(
+    inputs: int, outputs: int, threads: int, float32_way: None
+) -> None:
+    """With LoRA's part and a bias, whose rows of results begin anywhere in a cache line."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+    narrow_weight = torch.randn(outputs, 8)
+    for length in (24, 64, 77, 200):
+        many, narrow = torch.randn(5, length, inputs), torch.randn(5, length, 8)
+        whole = sum_of_products(many, weight, bias, narrow, narrow_weight, 0.5)
+        plain = nn.functional.linear(many, weight, bias)
+        plain += 0.5 * nn.functional.linear(narrow, narrow_weight)
+        torch.testing.assert_close(whole, plain, rtol=1e-4, atol=1e-3)
+        for row, count in itertools.product(range(5), (1, 2, 3)):
+            some = slice(row, row + count)
+            own = sum_of_products(many[some], weight, bias, narrow[some], narrow_weight, 0.5)
+            assert torch.equal(own, whole[some])
+            alone = product(many[some], weight, bias)
+            assert torch.equal(alone, product(many, weight, bias)[some])
 
 
 def test_narrow_products_are_rounded_once_where_the_cpu_has_none(no_narrow_instructions) -> None:
