@@ -70,6 +70,7 @@ from privft.vault.keys import KeyOpener
 from privft.vault.store import Vault
 from privft.workspace import Workspace, write_private
 
+_LAST_DIGITS = ("threads", "processor", "kernel_settings")
 _PACKAGES = ("torch", "opacus", "transformers", "peft", "dp-accounting", "cryptography", "numpy")
 
 
@@ -239,9 +240,10 @@ def _begin(ledger: Ledger, run: str, suite: Suite, suite_sha256: str, *, actor: 
 
 
 def _software() -> str:
-    """SHA-256 over what the scores of an audit depend on beside the run itself; the number of
-    threads is left out, which changes no more than the last digits."""
-    machine = {name: str(fact) for name, fact in platform_facts().items() if name != "threads"}
+    """SHA-256 over what the scores of an audit depend on beside the run itself, but for what
+    changes no more than the last digits."""
+    facts = platform_facts()
+    machine = {name: str(fact) for name, fact in facts.items() if name not in _LAST_DIGITS}
     return sha256_hex(canonical_json({"versions": _versions(), "platform": machine}))
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import struct
 from collections.abc import Mapping
@@ -30,15 +31,25 @@ from torch import nn
 from privft.errors import IntegrityError
 
 FORMAT = "privft-state-v1"
+_SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 
 
 def platform_facts() -> dict[str, Any]:
-    """What must be equal for a step to give the same bits again."""
+    """What must be equal for a step to give the same bits again.
+
+    Libraries choose kernels by maker, instructions and caches of a processor, and by settings of
+    theirs: two with AVX-512 give other bits where one of them has AMX.
+    """
+    processor = torch.cpu.get_capabilities()
     return {
         "machine": platform.machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": {
+            name: fact for name, fact in processor.items() if fact and not name.startswith("num_")
+        },
+        "kernel_settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -80,13 +80,17 @@ def test_only_the_same_audit_is_gone_on_with(
         assert upcoming_attempt(ledger, run, HASH) == (2, False)
 
 
-def test_the_software_of_an_audit_is_its_versions_and_machine_but_not_its_threads(
+def test_the_software_of_an_audit_is_its_versions_and_machine_but_not_what_moves_last_digits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     facts: dict[str, Any] = {"machine": "x86_64", "torch": "2.13.0", "threads": 1}
     monkeypatch.setattr(auditing, "platform_facts", lambda: facts)
     first = auditing._software()
-    facts["threads"] = 2
+    facts |= {
+        "threads": 2,
+        "processor": {"amx_tile": True},
+        "kernel_settings": {"MKL_CBWR": "AVX2"},
+    }
     assert auditing._software() == first
     facts["machine"] = "aarch64"
     assert auditing._software() != first

@@ -391,7 +391,13 @@ def test_another_plan_on_resume_closes_the_run(
 
 
 @pytest.mark.parametrize(
-    ("fact", "value"), [("threads", 7), ("torch", "2.99.0"), ("cpu_capability", "SSE2")]
+    ("fact", "value"),
+    [
+        ("threads", 7),
+        ("torch", "2.99.0"),
+        ("cpu_capability", "SSE2"),
+        ("processor", {"cpu_name": "another"}),
+    ],
 )
 def test_another_platform_on_resume_closes_the_run(
     tmp_path: Path,
@@ -405,6 +411,17 @@ def test_another_platform_on_resume_closes_the_run(
     monkeypatch.setattr(ranked, "platform_facts", lambda: platform_facts() | {fact: value})
     reason = f"step 2 of run {run} was recorded with another digest"
     is_closed_whole(world, undisturbed, run, reason)
+
+
+def test_other_settings_of_kernels_on_resume_close_the_run(
+    tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = undisturbed.world.copied(tmp_path / "world")
+    run = in_the_middle(world, undisturbed)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    is_closed_whole(
+        world, undisturbed, run, f"step 2 of run {run} was recorded with another digest"
+    )
 
 
 @contextmanager
