@@ -183,7 +183,7 @@ def _show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
             left_out = f", the last {len(shown)} of {budget['runs']}"
         table(
             f"Runs on {names}{left_out} (epsilon by itself; spent: of the cap, afterwards)",
-            ["run", "data set", "by", "state", "steps", "epsilon", "spent"],
+            ["run", "data set", "by", "state", "steps charged", "epsilon", "spent"],
             [
                 [
                     run["run"],
