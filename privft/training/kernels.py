@@ -32,7 +32,7 @@ from torch import nn
 
 _ALIGNMENT_BYTES = 64
 _TILE = 64
-_LONG = 192
+_LONG = 192  # tokens of a record
 _WIDENED = 1 << 22  # numbers of a weight that are held in float32 at once
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
