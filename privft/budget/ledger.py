@@ -228,7 +228,8 @@ class Ledger(Reader):
             if 0 <= step < steps:
                 if self._journal_rows(transaction, run)[step][1].hex() != digest:
                     raise OrderError(
-                        f"step {step} of run {run} was recorded with another digest",
+                        f"step {step} of run {run} was recorded with another digest: on another "
+                        "processor, number of threads or ranks, version, or setting of kernels",
                         hint="the run cannot be replayed: close it, and start a new one",
                     )
                 return
