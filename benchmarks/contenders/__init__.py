@@ -143,10 +143,11 @@ def _batched(input: torch.Tensor, gradient: torch.Tensor, records: Sequence[int]
     return torch.einsum("r...n,r...k->rnk", gradient, input.to(gradient.dtype))
 
 
-def _torchs_sum(
-    input: Any, weight: Any, bias: Any, narrow: Any, narrow_weight: Any, scaling: float
-) -> Any:
+def _torchs_sum(factors: Any, bias: Any, narrow: Any, narrow_weight: Any, scaling: float) -> Any:
+    (input, weight), *others = factors
     wide = nn.functional.linear(input, weight, bias)
+    for other, its_weight in others:
+        wide.add_(nn.functional.linear(other, its_weight))
     return wide.add_(nn.functional.linear(narrow, narrow_weight), alpha=scaling)
 
 

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft import (
@@ -40,7 +40,7 @@ from torch import nn
 from privft.errors import InputError, IntegrityError
 from privft.training.dropout import UnitDropout
 from privft.training.losses import Classifier, LanguageModel, TrainedModel, trained_parameters
-from privft.training.lowrank import lora_linear
+from privft.training.lowrank import Lora, Siblings, lora_linears
 from privft.training.products import active, has_unit_gradients
 from privft.training.quantised import QuantisedLinear
 
@@ -68,16 +68,69 @@ class LoraSpec:
 class _LoraLinear(PeftLinear):  # type: ignore[misc]
     """peft's layer, taken in one step where gradients of units are taken; see `lowrank`."""
 
+    _name: str
+    _family: Mapping[str, _Parts]  # this layer and those that are given the same input
+    _siblings: Siblings
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The layer's output, of the type of `x`."""
         products = active()
-        name, base = "default", self.get_base_layer()
-        drops = not isinstance(self.lora_dropout[name], nn.Identity)
-        if products is None or drops or isinstance(base, QuantisedLinear):
+        if products is None or not self._family[self._name].are_plain:
             whole: torch.Tensor = super().forward(x, *args, **kwargs)
             return whole
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return lora_linear(products, x, base.weight, base.bias, a, b, self.scaling[name])
+
+        def compute() -> Mapping[str, torch.Tensor]:
+            plain = {name: parts for name, parts in self._family.items() if parts.are_plain}
+            tensors = [parts.tensors for parts in plain.values()]
+            outputs = lora_linears(products, x, tensors, self.scaling["default"])
+            return dict(zip(plain, outputs, strict=True))
+
+        return self._siblings.output(self._name, x, compute)
+
+
+class _Parts(NamedTuple):
+    """What a LoRA layer consists of.  Not the layer: it knows its family, and would be in a cycle,
+    with its base's weights, until Python looks for cycles."""
+
+    base: nn.Module
+    dropouts: nn.ModuleDict
+    a: nn.ModuleDict
+    b: nn.ModuleDict
+
+    @property
+    def are_plain(self) -> bool:
+        drops = not isinstance(self.dropouts["default"], nn.Identity)
+        return not drops and not isinstance(self.base, QuantisedLinear)
+
+    @property
+    def tensors(self) -> Lora:
+        base: Any = self.base
+        a, b = (cast(torch.Tensor, each["default"].weight) for each in (self.a, self.b))
+        return Lora(base.weight, base.bias, a, b)
+
+
+_FAMILIES = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+)
+"""Layers of one parent that are given the same input, as models of transformers name them."""
+
+
+def _introduce(parent: nn.Module) -> None:
+    """Tell the LoRA layers directly below `parent` who is of their family."""
+    layers = {name: layer for name, layer in parent.named_children() if type(layer) is _LoraLinear}
+    related = {name for names in _FAMILIES for name in names}
+    for names in (*_FAMILIES, *((name,) for name in layers if name not in related)):
+        family = {name: layers[name] for name in names if name in layers}
+        parts = {
+            name: _Parts(layer.get_base_layer(), layer.lora_dropout, layer.lora_A, layer.lora_B)
+            for name, layer in family.items()
+        }
+        siblings = Siblings()
+        for name, layer in family.items():
+            layer._name, layer._family, layer._siblings = name, parts, siblings
 
 
 def _wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
@@ -97,6 +150,8 @@ def _wrapped(base: nn.Module, config: LoraConfig) -> nn.Module:
                     module[key] = UnitDropout(layer.p, layer=name.removesuffix(".lora_dropout"))
         elif isinstance(module, ModulesToSaveWrapper):
             _widen(module)
+    for module in wrapped.modules():
+        _introduce(module)
     return wrapped
 
 

@@ -60,6 +60,7 @@ class UnitGradients:
         self._dropout = dropout_layers(model.module)
         self._recomputed = recomputable_layers(model.module) if recompute else []
         self._place: tuple[KeyedStreams, int] | None = None
+        self._kept: dict[tuple[object, ...], torch.Tensor] | None = None
         self.parameters = trained_parameters(model)
         for layer in model.module.modules():
             trained = any(p.requires_grad for p in layer.parameters(recurse=False))
@@ -76,9 +77,10 @@ class UnitGradients:
         return bool(self._dropout)
 
     def at(self, streams: KeyedStreams, step: int) -> UnitGradients:
-        """The same, dropping what `streams` drop in `step`."""
+        """The same, dropping what `streams` drop in `step`; until they are done with, parameters
+        have to stay as they are."""
         placed = copy(self)
-        placed._place = streams, step
+        placed._place, placed._kept = (streams, step), {}
         return placed
 
     def __call__(self, units: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
@@ -94,7 +96,7 @@ class UnitGradients:
         records = [len(unit.examples) for unit in units]
         weights = [1.0 / count for count in records for _ in range(count)]
         with (
-            UnitProducts(self.parameters, records) as products,
+            UnitProducts(self.parameters, records, self._kept) as products,
             masked(self._dropout, self._masks(units)),
             recomputed(self._recomputed, products),
         ):

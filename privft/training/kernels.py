@@ -8,7 +8,8 @@ They are used here on CPUs, and where weights are `aligned` they are about as fa
 what a call costs; they read a weight as it lies, so one that begins within a cache line, as a
 mapped file's do, costs up to half their speed.  BLAS gives a record the same bits where it is
 called for that record alone, whatever others there are (measured: 0 of 3,840 cases differed).  With
-Intel's AMX, where BLAS is at home, that is the faster way for records of `_LONG` tokens or more.
+Intel's AMX, where BLAS is at home, that is the faster way for records of `_LONG` tokens or more,
+and for all where the weight is as narrow as LoRA's B.
 
 In bfloat16 oneDNN too sums by the number of rows where the CPU has AMX (measured: output
 embeddings, and layers from 2,048 wide on).  So narrow types are multiplied in tiles, whose number
@@ -25,6 +26,7 @@ that costs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -32,7 +34,7 @@ from torch import nn
 
 _ALIGNMENT_BYTES = 64
 _TILE = 64
-_LONG = 192  # tokens of a record
+_LONG = 320  # tokens of a record
 _WIDENED = 1 << 22  # numbers of a weight that are held in float32 at once
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 _ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise
@@ -59,35 +61,45 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if widens(input.dtype):
         return _widened(input, weight, bias)
     if not _multiplies_whole(input):
-        return _in_tiles(input, weight, bias)
+        return _in_tiles([(input, weight)], bias)
     result = _ONEDNN_LINEAR(_rows(input), weight, bias, "none", [], "")
     return _shaped(result, input, weight)
 
 
 def sum_of_products(
-    input: torch.Tensor,
-    weight: torch.Tensor,
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
     bias: torch.Tensor | None,
     narrow: torch.Tensor,
     narrow_weight: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`product` of the first three plus `scaling` times narrow [R, ..., r] times narrow_weight
+    """The sum over `factors`, each an input [R, ..., K] and a weight [N, K] (K may differ), of
+    their `product`, plus the bias, plus `scaling` times narrow [R, ..., r] times narrow_weight
     [N, r] transposed; all of one type; the same guarantee."""
+    (input, weight), *others = factors
     if input.device.type != "cpu" or input.numel() == 0 or widens(input.dtype):
-        return product(input, weight, bias).add_(
-            product(narrow, narrow_weight, None), alpha=scaling
-        )
+        result = product(input, weight, bias)
+        for other, its_weight in others:
+            result.add_(product(other, its_weight, None))
+        return result.add_(product(narrow, narrow_weight, None), alpha=scaling)
     if not _multiplies_whole(input):
-        return _in_tiles(input, weight, bias, narrow, narrow_weight, scaling)
-    own = _ONEDNN_LINEAR(_rows(input), weight, bias, "none", [], "")
-    result = _ONEDNN_LINEAR.binary(_rows(narrow * scaling), own, narrow_weight, None, "add")
-    return _shaped(result, input, weight)
+        return _in_tiles(factors, bias, narrow, narrow_weight, scaling)
+    result = _ONEDNN_LINEAR(_rows(input), weight, bias, "none", [], "")
+    for other, its_weight in others:
+        result = _ONEDNN_LINEAR.binary(_rows(other), result, its_weight, None, "add")
+    if not has_tiles() or input.dim() == 2:
+        narrow = _rows(narrow * scaling)
+        result = _ONEDNN_LINEAR.binary(narrow, result, narrow_weight, None, "add")
+        return _shaped(result, input, weight)
+    result = _shaped(result, input, weight)
+    turned = narrow_weight.t()
+    for own, its_narrow in zip(result.unbind(), narrow.unbind(), strict=True):
+        own.flatten(0, -2).addmm_(its_narrow.flatten(0, -2), turned, alpha=scaling)
+    return result
 
 
 def _in_tiles(
-    input: torch.Tensor,
-    weight: torch.Tensor,
+    factors: Sequence[tuple[torch.Tensor, torch.Tensor]],
     bias: torch.Tensor | None,
     narrow: torch.Tensor | None = None,
     narrow_weight: torch.Tensor | None = None,
@@ -96,21 +108,27 @@ def _in_tiles(
     """The sum of products for some rows at a time, always as many: those of a record, or of as
     many short ones as fill a tile, as their place in it does not matter to oneDNN; `_TILE` where
     rows belong to no record."""
+    input, weight = factors[0]
     size = _TILE if input.dim() == 2 else input.shape[1:-1].numel()
     if size < _TILE and multiplies(input.dtype):
         size *= _TILE // size
-    rows, others = _filled(input, size), None if narrow is None else _filled(narrow, size)
-    result = rows.new_empty((rows.shape[0], weight.shape[0]))
-    turned, narrow_turned = weight.t(), None if narrow_weight is None else narrow_weight.t()
-    for start in range(0, rows.shape[0], size):
-        part = slice(start, start + size)
-        own, tile = result[part], aligned(rows[part])
-        if bias is None:
-            torch.mm(tile, turned, out=own)
-        else:
-            torch.addmm(bias, tile, turned, out=own)
-        if others is not None and narrow_turned is not None:
-            own.addmm_(others[part], narrow_turned, alpha=scaling)
+    pairs = [(_filled(each, size), its_weight.t()) for each, its_weight in factors]
+    others = None if narrow is None or narrow_weight is None else _filled(narrow, size)
+    turned = None if narrow_weight is None else narrow_weight.t()
+    result = input.new_empty((len(pairs[0][0]), weight.shape[0]))
+    for start in range(0, len(result), size):
+        part = slice(start, start + size) if len(result) > size else slice(None)
+        own = result[part]
+        for place, (rows, columns) in enumerate(pairs):
+            tile = aligned(rows[part])
+            if place > 0:
+                own.addmm_(tile, columns)
+            elif bias is None:
+                torch.mm(tile, columns, out=own)
+            else:
+                torch.addmm(bias, tile, columns, out=own)
+        if others is not None and turned is not None:
+            own.addmm_(others[part], turned, alpha=scaling)
     whole = result[: input.shape[:-1].numel()]
     return whole.view(*input.shape[:-1], -1)
 

@@ -49,12 +49,20 @@ class UnitProducts(TorchFunctionMode):
 
     parameters: the trained parameters, by name.
     records: how many records each unit has, [U]; their sum is the number of rows.
+    kept: what layers make of the parameters and may make once, for modes under which these stay
+        what they are.
 
     Afterwards `gradients` holds, by name, the gradients of the units, each [U, *parameter].
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], records: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        records: Sequence[int],
+        kept: dict[tuple[object, ...], torch.Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.kept = {} if kept is None else kept
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._records = list(records)
         self._unit_of_row = [unit for unit, count in enumerate(records) for _ in range(count)]
@@ -98,6 +106,15 @@ class UnitProducts(TorchFunctionMode):
         """What takes in (input, output gradient) of a linear layer, or None where it is frozen."""
         names = self._name(weight), self._name(bias)
         return partial(self._record_linear, *names) if any(names) else None
+
+    def stack_recorder(
+        self, weights: Sequence[torch.Tensor]
+    ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+        """What takes in (input, output gradient) of linear layers on one input whose weights lie
+        one below the other, or None where all are frozen."""
+        names = [self._name(weight) for weight in weights]
+        rows = [len(weight) for weight in weights]
+        return partial(self._record_stack, names, rows) if any(names) else None
 
     def _linear(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -169,6 +186,19 @@ class UnitProducts(TorchFunctionMode):
             self._add(weight, _weight_gradients(input, gradient, self._records))
         if bias is not None:
             self._add(bias, _sums(gradient, self._records, dimensions=1))
+
+    def _record_stack(
+        self,
+        names: Sequence[str | None],
+        rows: Sequence[int],
+        input: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        self._check(gradient)
+        whole = _weight_gradients(input, gradient, self._records)
+        for name, own in zip(names, whole.split_with_sizes(list(rows), 1), strict=True):
+            if name is not None:
+                self._add(name, own)
 
     def _record_embedding(
         self,
@@ -319,8 +349,8 @@ def _sums_of_outer(left: torch.Tensor, right: torch.Tensor, records: Sequence[in
     """[U, M, N] from left [R, ..., M] and right [R, ..., N], a product of its own for each unit, in
     the wider type of both."""
     wide = torch.promote_types(left.dtype, right.dtype)
-    pairs = zip(_of_units(left, records), _of_units(right, records), strict=True)
-    found = [aligned(rows.to(wide)).t() @ aligned(columns.to(wide)) for rows, columns in pairs]
+    pairs = zip(_of_units(left.to(wide), records), _of_units(right.to(wide), records), strict=True)
+    found = [aligned(rows).t() @ aligned(columns) for rows, columns in pairs]
     return torch.stack(found) if len(found) > 1 else found[0][None]
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from privft.randomness import KeyedStreams
 from privft.training import lowrank
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients
@@ -29,9 +30,11 @@ def made(kind: str, dtype: torch.dtype, spec: LoraSpec) -> TrainedModel:
 def calls(monkeypatch):
     """Every layer that goes the short way."""
     found = []
-    whole = lowrank._LoraLinear.apply
+    whole = lowrank._LoraLinears.apply
     monkeypatch.setattr(
-        lowrank._LoraLinear, "apply", lambda *inputs: (found.append(inputs), whole(*inputs))[1]
+        lowrank._LoraLinears,
+        "apply",
+        lambda *inputs: (found.extend(outputs := whole(*inputs)), outputs)[1],
     )
     return found
 
@@ -50,6 +53,55 @@ def test_unit_gradients_are_those_of_one_backward_a_unit(kind, freeze_a, calls) 
         wanted = torch.autograd.grad(loss, list(trained_parameters(model).values()))
         for name, gradient in zip(trained_parameters(model), wanted, strict=True):
             torch.testing.assert_close(together[name][place], gradient, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("llama", ["qkv", "o", "gu", "d"]), ("bert", ["qkv", "d", "d", "d"])]
+)
+def test_layers_that_are_given_one_input_are_one_step(kind, steps, monkeypatch) -> None:
+    model = made(kind, torch.float32, LoraSpec(r=2))
+    units = text_units(SIZES) if kind == "llama" else label_units(SIZES, labels=5)
+    found = []
+    whole = lowrank._LoraLinears.apply
+    monkeypatch.setattr(
+        lowrank._LoraLinears,
+        "apply",
+        lambda *inputs: (outputs := whole(*inputs), found.append(len(outputs)))[0],
+    )
+    UnitGradients(model)(units)
+    assert found == [len(step) for step in steps] * 2, "two layers"
+
+
+def test_a_layer_that_is_given_another_input_or_asked_twice_computes_anew() -> None:
+    siblings, asked = lowrank.Siblings(), []
+
+    def output(name: str, input: torch.Tensor) -> float:
+        def compute() -> dict[str, torch.Tensor]:
+            asked.append(name)
+            return {"q": input * 2, "k": input * 3}
+
+        return float(siblings.output(name, input, compute))
+
+    one, other = torch.tensor(1.0), torch.tensor(10.0)
+    assert (output("q", one), output("k", one), asked) == (2, 3, ["q"])
+    assert (output("q", one), output("k", other), asked) == (2, 30, ["q", "q", "k"])
+    assert (output("k", other), output("k", other), output("q", other)) == (30, 30, 20)
+    assert siblings._input is None, "nothing is kept once all have had theirs"
+
+
+def test_what_is_made_of_a_and_b_once_a_step_is_made_anew_for_the_next() -> None:
+    model = made("llama", torch.bfloat16, LoraSpec(r=2))
+    randomise(model)
+    gradients_of, streams = UnitGradients(model), KeyedStreams(bytes(32))
+    units = text_units(SIZES)
+
+    def changed(step: int) -> bool:
+        placed, fresh = gradients_of.at(streams, step)(units), UnitGradients(model)(units)
+        return any(not torch.equal(placed[name], fresh[name]) for name in fresh)
+
+    assert not changed(0)
+    randomise(model, b=0.1)
+    assert not changed(1)
 
 
 def peft_gradients(model: TrainedModel, calls: list) -> dict[str, torch.Tensor]:
@@ -104,8 +156,9 @@ def test_a_and_b_keep_their_digits_over_a_base_in_bfloat16(
     at_best = (wide.bfloat16().double() + rounded).bfloat16().double()
     exact = wide + between @ b.double().t() * scale
     products = UnitProducts({}, [1, 1, 1])
-    found = lowrank.lora_linear(products, rows, weight, None, a, b, scale).double()
-    assert (found - exact).norm() < 1.15 * (at_best - exact).norm()
+    layer = lowrank.Lora(weight, None, a, b)
+    (found,) = lowrank.lora_linears(products, rows, [layer], scale)
+    assert (found.double() - exact).norm() < 1.15 * (at_best - exact).norm()
 
 
 def test_scoring_takes_pefts_own_way(calls) -> None:

@@ -115,21 +115,26 @@ def test_a_row_of_a_product_has_the_same_bits_beside_any_number(
 def test_so_has_one_of_a_sum_of_products(
     inputs: int, outputs: int, threads: int, float32_way: None
 ) -> None:
-    """With LoRA's part and a bias, whose rows of results begin anywhere in a cache line."""
+    """Of two inputs, with LoRA's part and a bias; rows begin anywhere in a cache line."""
     torch.manual_seed(0)
     weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
-    narrow_weight = torch.randn(outputs, 8)
-    for length in (24, 64, 77, 200):
-        many, narrow = torch.randn(5, length, inputs), torch.randn(5, length, 8)
-        whole = sum_of_products(many, weight, bias, narrow, narrow_weight, 0.5)
+    its_weight, narrow_weight = torch.randn(outputs, 40), torch.randn(outputs, 8)
+
+    def summed(some: slice) -> torch.Tensor:
+        factors = [(many[some], weight), (other[some], its_weight)]
+        return sum_of_products(factors, bias, narrow[some], narrow_weight, 0.5)
+
+    for length in (24, 64, 77, 330):
+        many, other, narrow = (torch.randn(5, length, wide) for wide in (inputs, 40, 8))
+        whole = summed(slice(None))
         first = product(many, weight, bias)
         plain = nn.functional.linear(many, weight, bias)
+        plain += nn.functional.linear(other, its_weight)
         plain += 0.5 * nn.functional.linear(narrow, narrow_weight)
         torch.testing.assert_close(whole, plain, rtol=1e-4, atol=1e-3)
         for row, count in itertools.product(range(5), (1, 2, 3)):
             some = slice(row, row + count)
-            own = sum_of_products(many[some], weight, bias, narrow[some], narrow_weight, 0.5)
-            assert torch.equal(own, whole[some])
+            assert torch.equal(summed(some), whole[some])
             assert torch.equal(product(many[some], weight, bias), first[some])
 
 
