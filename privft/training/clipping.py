@@ -77,11 +77,17 @@ class UnitGradients:
         return bool(self._dropout)
 
     def at(self, streams: KeyedStreams, step: int) -> UnitGradients:
-        """The same, dropping what `streams` drop in `step`; until they are done with, parameters
-        have to stay as they are."""
+        """The same, dropping what `streams` drop in `step`."""
         placed = copy(self)
-        placed._place, placed._kept = (streams, step), {}
+        placed._place = streams, step
         return placed
+
+    def between_steps(self) -> UnitGradients:
+        """The same, for calls between which no parameter changes: what is made of parameters alone
+        is made in the first of them."""
+        steady = copy(self)
+        steady._kept = {}
+        return steady
 
     def __call__(self, units: Sequence[UnitExamples]) -> dict[str, torch.Tensor]:
         """Gradients of the units' losses, by name, each of shape [U, *parameter].

@@ -105,6 +105,7 @@ def clipped_sum(
     }
     if clipping == "adaptive":
         totals[COUNT] = torch.zeros((), dtype=torch.int64)
+    gradients_of = gradients_of.between_steps()
     idle = passes
     for batch in microbatches(units, token_budget=token_budget):
         idle -= 1

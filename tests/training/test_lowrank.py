@@ -11,6 +11,7 @@ from privft.randomness import KeyedStreams
 from privft.training import lowrank
 from privft.training.adapter import LoraSpec, attach_classifier, attach_language_model
 from privft.training.clipping import UnitGradients
+from privft.training.loop import clipped_sum
 from privft.training.losses import TrainedModel, trained_parameters
 from privft.training.products import UnitProducts
 from tests.training.test_clipping import apart, randomise
@@ -89,19 +90,23 @@ def test_a_layer_that_is_given_another_input_or_asked_twice_computes_anew() -> N
     assert siblings._input is None, "nothing is kept once all have had theirs"
 
 
-def test_what_is_made_of_a_and_b_once_a_step_is_made_anew_for_the_next() -> None:
+def test_no_sum_is_of_an_adapter_that_was() -> None:
+    """What is made of A and B once a step is made anew when they have changed."""
     model = made("llama", torch.bfloat16, LoraSpec(r=2))
-    randomise(model)
-    gradients_of, streams = UnitGradients(model), KeyedStreams(bytes(32))
     units = text_units(SIZES)
+    gradients_of = UnitGradients(model).at(KeyedStreams(bytes(32)), 0)
 
-    def changed(step: int) -> bool:
-        placed, fresh = gradients_of.at(streams, step)(units), UnitGradients(model)(units)
-        return any(not torch.equal(placed[name], fresh[name]) for name in fresh)
+    def total() -> dict[str, torch.Tensor]:
+        return clipped_sum(gradients_of, units, clip_norm=1e9, token_budget=64)
 
-    assert not changed(0)
-    randomise(model, b=0.1)
-    assert not changed(1)
+    for size in (0.2, 0.1):
+        randomise(model, b=size)
+        found, alone = total(), UnitGradients(model)(units)
+        for name, each in alone.items():
+            wanted = torch.zeros_like(found[name])
+            for row in each:
+                wanted += row
+            assert torch.equal(found[name], wanted), name
 
 
 def peft_gradients(model: TrainedModel, calls: list) -> dict[str, torch.Tensor]:
