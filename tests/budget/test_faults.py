@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -315,6 +314,7 @@ def test_two_processes_with_one_plan_get_one_run(tmp_path: Path) -> None:
     for number in range(8):
         plan = f"{number:064x}"
         start_read, start_write = os.pipe()
+        ready_read, ready_write = os.pipe()
         children = []
         for _ in range(2):
             child = os.fork()
@@ -324,6 +324,7 @@ def test_two_processes_with_one_plan_get_one_run(tmp_path: Path) -> None:
                     os.close(start_write)
                     with open_at(tmp_path / "ledger.db") as ledger:
                         assert ledger.run_of_plan(plan) is None
+                        os.write(ready_write, b"1")
                         os.read(start_read, 1)  # until the parent lets go of both
                         reserve(ledger, steps=1, plan=plan)
                         code = 0
@@ -335,7 +336,9 @@ def test_two_processes_with_one_plan_get_one_run(tmp_path: Path) -> None:
                     os._exit(code)
             children.append(child)
         os.close(start_read)
-        time.sleep(0.05)
+        os.close(ready_write)  # a child that dies before it is ready ends the wait
+        with open(ready_read, "rb") as ready:
+            assert ready.read(2) == b"11"
         os.close(start_write)
         codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
         assert codes == [0, 7]
