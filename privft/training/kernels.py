@@ -117,7 +117,7 @@ def _in_tiles(
     turned = None if narrow_weight is None else narrow_weight.t()
     result = input.new_empty((len(pairs[0][0]), weight.shape[0]))
     for start in range(0, len(result), size):
-        part = slice(start, start + size) if len(result) > size else slice(None)
+        part = slice(start, start + size)
         own = result[part]
         for place, (rows, columns) in enumerate(pairs):
             tile = aligned(rows[part])

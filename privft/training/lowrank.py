@@ -95,6 +95,7 @@ class _LoraLinears(torch.autograd.Function):
         records_b: Sequence[Callable[..., None] | None],
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        # A and B as they are tell autograd that there is something to come back for
         weights, biases, parts_a, _ = (tensors[place::4] for place in range(4))
         a, bs = split
         ctx.scaling, ctx.record_a, ctx.records_b = scaling, record_a, records_b

@@ -91,7 +91,7 @@ def test_a_layer_that_is_given_another_input_or_asked_twice_computes_anew() -> N
 
 
 def test_no_sum_is_of_an_adapter_that_was() -> None:
-    """What is made of A and B once a step is made anew when they have changed."""
+    """What is made of A and B once a sum is made anew when they have changed."""
     model = made("llama", torch.bfloat16, LoraSpec(r=2))
     units = text_units(SIZES)
     gradients_of = UnitGradients(model).at(KeyedStreams(bytes(32)), 0)
